@@ -1,0 +1,1 @@
+"""Electronic health records: schema, label rules, harmonization, person links, text, questions and splits."""
