@@ -11,8 +11,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from medalign3d.errors import ParameterError
 
@@ -375,17 +377,17 @@ class Params(Section):
 
 def _line_of(text: str, location: tuple[str | int, ...]) -> int | None:
     """The line of ``params.yaml`` on which a key stands, or None where it cannot be told."""
-    node = yaml.compose(text)
+    node = YAML().compose(text)
     line: int | None = None
     for step in location:
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, MappingNode):
             for key, value in node.value:
                 if key.value == str(step):
                     line, node = key.start_mark.line + 1, value
                     break
             else:
                 return line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        elif isinstance(node, SequenceNode) and isinstance(step, int) and step < len(node.value):
             node = node.value[step]
             line = node.start_mark.line + 1
         else:
@@ -404,6 +406,11 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
             candidates = [a for a in get_args(model) if isinstance(a, type) and issubclass(a, BaseModel)]
             model = candidates[0] if candidates else None
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML 1.2, as DVC does, so that ``2e-5`` is a number."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def validate_params(values: Any, source: str = "params.yaml", text: str | None = None) -> Params:
@@ -466,7 +473,7 @@ def load_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
             "no parameter file", where=Path(path).absolute(), remedy="run from the project's folder"
         ) from error
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = parse_yaml(text)
+    except YAMLError as error:
         raise ParameterError("the parameter file is not YAML", where=path, found=str(error)) from error
     return validate_params(values, source=str(path), text=text)

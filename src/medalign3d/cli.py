@@ -1,0 +1,237 @@
+"""The command line: ``medalign3d ingest | normalize | predict | profile | doctor``.
+
+Exit codes: 0 done; 1 an error that the message explains, or a doctor that found something missing; 2 wrong usage;
+3 done, but some inputs were quarantined.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medalign3d import __version__, quiet
+from medalign3d.errors import InputError, MedAlignError, ParameterError
+from medalign3d.params import COHORT_NAMES, Params, load_params
+
+EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_QUARANTINED = 0, 1, 2, 3
+
+
+def _params(path: str | None) -> Params:
+    """Parameters for a command: the named file, or the project's in this folder."""
+    return load_params(path or "params.yaml")
+
+
+def _ingest(arguments: argparse.Namespace) -> int:
+    from medalign3d.cohorts import ingest_cohort, write_ingest
+    from medalign3d.manifest import MARKER
+
+    params = _params(arguments.params)
+    root = Path(arguments.root)
+    if not root.is_dir():
+        raise InputError(
+            "no such folder", where=root, expected=f"the folder with {arguments.cohort}'s files as the custodian ships them"
+        )
+    result = ingest_cohort(arguments.cohort, root, params, workers=params.ingest.workers)
+    write_ingest(result, Path(arguments.out), simulated=(root / MARKER).exists())
+    drops = result.quarantine[(result.quarantine["level"] == "image") & (result.quarantine["severity"] == "drop")]
+    print(f"{len(result.images)} images accepted, {len(drops)} quarantined; tables in {arguments.out}")
+    for reason, count in drops["reason"].value_counts().items():
+        print(f"  {count:5d}  {reason}")
+    return EXIT_QUARANTINED if len(drops) else EXIT_DONE
+
+
+def _normalize(arguments: argparse.Namespace) -> int:
+    from medalign3d.volumes import normalize_inputs
+
+    index = normalize_inputs([Path(path) for path in arguments.inputs], _params(arguments.params), Path(arguments.out))
+    refused = index[index["verdict"] != "accepted"]
+    print(f"{len(index) - len(refused)} volumes normalized, {len(refused)} quarantined; see {arguments.out}/index.csv")
+    for row in refused.itertuples():
+        print(f"  {row.name}: {row.reason}" + (f" ({row.detail})" if getattr(row, "detail", "") else ""))
+    return EXIT_QUARANTINED if len(refused) else EXIT_DONE
+
+
+def _record_text(arguments: argparse.Namespace, params: Params) -> str:
+    """The health record as text: given as it is, or rendered from a JSON or CSV file of harmonized fields."""
+    if arguments.text is not None:
+        return str(arguments.text)
+    if arguments.ehr is None:
+        return ""
+    from medalign3d.ehr.record import read_record
+    from medalign3d.ehr.text import render
+
+    return render(read_record(Path(arguments.ehr)), ablation="full", options=params.harmonize)
+
+
+def _default_model() -> Path:
+    """The model of the highest validation score that this workspace registered, or the first trained one."""
+    from medalign3d.files import read_json
+
+    record = Path("data/registry/registered.json")
+    if record.exists():
+        return Path(read_json(record)["model_directory"])
+    for folder in sorted(Path("data/models").glob("*/lora/run-*")):
+        return folder
+    raise InputError(
+        "no trained model here",
+        where=Path("data/models").absolute(),
+        remedy="run `dvc repro` first, or name one: --model data/models/<lm>/lora/run-0",
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from medalign3d.evaluation.predict import answer_one
+    from medalign3d.volumes import normalize_inputs_in_memory
+
+    params = _params(arguments.params)
+    model_directory = Path(arguments.model) if arguments.model else _default_model()
+    if not model_directory.is_dir():
+        raise InputError("no such model", where=model_directory, expected="a folder that `dvc repro` made")
+    normalized = normalize_inputs_in_memory(Path(arguments.image), params)
+    text = _record_text(arguments, params)
+    answer = answer_one(model_directory, normalized.array, text, arguments.question)
+    if text:
+        print(f"record:   {text}")
+    print(f"question: {arguments.question}")
+    print(f"answer:   {answer.text}")
+    for candidate, probability in answer.candidates.items():
+        print(f"          {probability:6.1%}  {candidate}")
+    print(f"model:    {model_directory}" + ("  (trained on simulated people)" if answer.simulated else ""))
+    print("This is research software, not a medical device: never base a decision about a person on it.")
+    return EXIT_DONE
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from medalign3d.profiles import available_profiles, switch_profile
+
+    if arguments.name is None:
+        active = load_params().profile
+        for name in available_profiles():
+            print(f"{'*' if name == active else ' '} {name}")
+        return EXIT_DONE
+    roots = {}
+    for item in arguments.data or []:
+        cohort, separator, folder = item.partition("=")
+        if not separator or cohort not in COHORT_NAMES or not folder:
+            raise ParameterError(
+                "a data folder is given wrongly",
+                where="--data",
+                found=item,
+                expected=f"COHORT=FOLDER, COHORT one of {', '.join(COHORT_NAMES)}",
+            )
+        roots[cohort] = folder
+    params = switch_profile(arguments.name, roots)
+    print(f"params.yaml is now the {params.profile} profile; run `dvc repro`")
+    for cohort in params.external.cohorts:
+        root = params.cohort_root(cohort)
+        if not root.is_dir():
+            print(f"  {cohort}: {root} is not there yet; name it with --data {cohort}=FOLDER")
+    return EXIT_DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from medalign3d.doctor import examine, examine_cohort
+
+    if (arguments.cohort is None) != (arguments.root is None):
+        raise ParameterError("give both a cohort and its folder, or neither", where="medalign3d doctor [COHORT ROOT]")
+    if arguments.cohort:
+        return EXIT_DONE if examine_cohort(arguments.cohort, Path(arguments.root)) else EXIT_ERROR
+    return EXIT_DONE if examine(Path(arguments.params or "params.yaml")) else EXIT_ERROR
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="medalign3d",
+        description="From dementia cohorts as their custodians ship them to a trained 3D vision-language model. "
+        "The whole pipeline is run by `dvc repro`; these commands do one step on your own files.",
+    )
+    parser.add_argument("--version", action="version", version=f"medalign3d {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example:\n{example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--params", metavar="FILE", help="parameter file (default: params.yaml in this folder)")
+        return command
+
+    ingest = add(
+        "ingest",
+        "read one cohort's native files into tables, with a reason for each image that is left out",
+        "  medalign3d ingest OASIS ~/downloads/OASIS-1 --out tables/OASIS",
+    )
+    ingest.add_argument("cohort", choices=COHORT_NAMES, metavar="COHORT", help=", ".join(COHORT_NAMES))
+    ingest.add_argument("root", metavar="ROOT", help="the folder with the custodian's files")
+    ingest.add_argument("--out", required=True, metavar="DIR", help="where the tables go")
+    ingest.set_defaults(run=_ingest)
+
+    normalize = add(
+        "normalize",
+        "bring volumes (NIfTI, Analyze, DICOM folder or zip) to MNI space, brain only, with a verdict and a picture of each",
+        "  medalign3d normalize scan.nii.gz dicom_folder/ series.zip --out normalized",
+    )
+    normalize.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a DICOM folder or a zip")
+    normalize.add_argument("--out", required=True, metavar="DIR", help="where volumes, pictures and index.csv go")
+    normalize.set_defaults(run=_normalize)
+
+    predict = add(
+        "predict",
+        "answer a question about one scan",
+        '  medalign3d predict --image scan.nii.gz --text "Age 74 years; female; MMSE 24/30." \\\n'
+        '      --question "What is the diagnosis?"',
+    )
+    predict.add_argument("--image", required=True, metavar="FILE", help="NIfTI, Analyze, DICOM folder or zip")
+    record = predict.add_mutually_exclusive_group()
+    record.add_argument("--ehr", metavar="FILE", help="the record as JSON or one-row CSV with harmonized field names")
+    record.add_argument("--text", metavar="TEXT", help="the record as text")
+    predict.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
+    predict.add_argument("--model", metavar="DIR", help="a trained run (default: the registered best one)")
+    predict.set_defaults(run=_predict)
+
+    profile = add(
+        "profile",
+        "show the profiles, or switch params.yaml to one of them",
+        "  medalign3d profile oasis1 --data OASIS=~/downloads/OASIS-1 && dvc repro\n"
+        "  medalign3d profile demo                                 # and back",
+    )
+    profile.add_argument("name", nargs="?", metavar="NAME", help="demo, oasis1, ixi, paper or your own in profiles/")
+    profile.add_argument("--data", action="append", metavar="COHORT=FOLDER", help="where a cohort's files are (repeatable)")
+    profile.set_defaults(run=_profile)
+
+    doctor = add(
+        "doctor",
+        "say what is installed, which cohorts are found where and what is missing, GPU and disk, in seconds",
+        "  medalign3d doctor                       # this workspace and its active profile\n"
+        "  medalign3d doctor OASIS ~/downloads/OASIS-1",
+    )
+    doctor.add_argument("cohort", nargs="?", choices=COHORT_NAMES, metavar="COHORT")
+    doctor.add_argument("root", nargs="?", metavar="ROOT")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    quiet.apply()
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except MedAlignError as error:
+        print(error, file=sys.stderr)
+        return EXIT_ERROR
+    except BrokenPipeError:
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

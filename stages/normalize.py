@@ -1,0 +1,22 @@
+"""Stage `normalize`: one cohort's volumes -> MNI space, brain only, uint8, with a verdict on each."""
+
+from __future__ import annotations
+
+from common import DATA, cohort_argument, run_stage
+
+from medalign3d.files import read_parquet
+from medalign3d.params import Params
+from medalign3d.volumes import normalize_cohort
+
+
+def main(params: Params) -> None:
+    """Write ``data/volumes/<COHORT>``."""
+    cohort = cohort_argument()
+    images = read_parquet(DATA / "cohorts" / cohort / "images.parquet")
+    index = normalize_cohort(images, params.cohort_root(cohort), params, DATA / "volumes" / cohort)
+    accepted = int((index["verdict"] == "accepted").sum())
+    print(f"normalized {cohort}: {accepted} volumes accepted, {len(index) - accepted} quarantined")
+
+
+if __name__ == "__main__":
+    run_stage(main)
