@@ -1,4 +1,4 @@
-"""Stage `simulate`: one simulated cohort in its custodian's native layout, its answer key, and the list of its files."""
+"""Stage `simulate`: one simulated cohort in native layout, its answer key, and the list of its files."""
 
 from __future__ import annotations
 

@@ -16,10 +16,12 @@ quiet.apply()
 
 PROJECT = Path(__file__).resolve().parents[1]
 
+
 @pytest.fixture(scope="session")
 def project() -> Path:
     """The project's folder."""
     return PROJECT
+
 
 @pytest.fixture(scope="session")
 def demo_params() -> Params:
@@ -27,6 +29,7 @@ def demo_params() -> Params:
     from medalign3d.profiles import build_profile
 
     return build_profile("demo", project=PROJECT)[1]
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -36,6 +39,7 @@ def real_data() -> Path:
         pytest.skip(f"no real data at {folder}: set MEDALIGN3D_REAL_DATA to run this test")
     return folder
 
+
 @pytest.fixture
 def params_text() -> str:
     """The text of the demo's params.yaml."""
@@ -43,4 +47,4 @@ def params_text() -> str:
 
     return build_profile("demo", project=PROJECT)[0]
 
-__all__ = ["load_params"]
+

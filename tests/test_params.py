@@ -64,7 +64,11 @@ def test_missing_file_and_broken_yaml(tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+    )
+)
 def test_any_garbage_is_a_parameter_error(value):
     with pytest.raises(ParameterError):
         validate_params(value)

@@ -31,7 +31,9 @@ def _ingest(arguments: argparse.Namespace) -> int:
     root = Path(arguments.root)
     if not root.is_dir():
         raise InputError(
-            "no such folder", where=root, expected=f"the folder with {arguments.cohort}'s files as the custodian ships them"
+            "no such folder",
+            where=root,
+            expected=f"the folder with {arguments.cohort}'s files as the custodian ships them",
         )
     result = ingest_cohort(arguments.cohort, root, params, workers=params.ingest.workers)
     write_ingest(result, Path(arguments.out), simulated=(root / MARKER).exists())
@@ -174,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     normalize = add(
         "normalize",
-        "bring volumes (NIfTI, Analyze, DICOM folder or zip) to MNI space, brain only, with a verdict and a picture of each",
+        "bring volumes (NIfTI, Analyze, DICOM folder or zip) to MNI space, with a verdict and a picture of each",
         "  medalign3d normalize scan.nii.gz dicom_folder/ series.zip --out normalized",
     )
     normalize.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a DICOM folder or a zip")
@@ -202,7 +204,9 @@ def build_parser() -> argparse.ArgumentParser:
         "  medalign3d profile demo                                 # and back",
     )
     profile.add_argument("name", nargs="?", metavar="NAME", help="demo, oasis1, ixi, paper or your own in profiles/")
-    profile.add_argument("--data", action="append", metavar="COHORT=FOLDER", help="where a cohort's files are (repeatable)")
+    profile.add_argument(
+        "--data", action="append", metavar="COHORT=FOLDER", help="where a cohort's files are (repeatable)"
+    )
     profile.set_defaults(run=_profile)
 
     doctor = add(

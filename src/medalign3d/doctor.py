@@ -104,7 +104,7 @@ def examine(params_path: Path) -> bool:
         print(f"parameters\n{error}")
         return False
     _machine(params)
-    print(f"parameters\n  ok       {str(params_path):<14} profile {params.profile}, all values valid")
+    print(f"parameters\n  ok       {params_path!s:<14} profile {params.profile}, all values valid")
     complete &= _checkpoints(params)
     for cohort in params.cohorts:
         root = params.cohort_root(cohort)

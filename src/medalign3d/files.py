@@ -126,9 +126,7 @@ def write_csv(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], c
         writer.writerows(rows)
 
 
-def write_parquet(
-    path: str | os.PathLike[str], table: pd.DataFrame, metadata: Mapping[str, str] | None = None
-) -> None:
+def write_parquet(path: str | os.PathLike[str], table: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> None:
     """Write ``table`` as parquet, atomically and byte-reproducibly, with ``metadata`` in the file's key-value metadata.
 
     ``metadata`` carries at least ``simulated: "true" | "false"`` for tables that describe people.

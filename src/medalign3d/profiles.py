@@ -122,6 +122,8 @@ def build_profile(name: str, data: Mapping[str, str] | None = None, project: Pat
         ``demo`` or the stem of a file in ``profiles/``.
     data
         Cohort name to folder: where the user keeps the files (replaces ``external.roots`` entry by entry).
+    project
+        The project's folder.
 
     Raises
     ------

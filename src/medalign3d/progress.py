@@ -1,4 +1,4 @@
-"""One line of progress at a time: a line that rewrites itself on a terminal, plain lines elsewhere, with the time left."""
+"""One line of progress at a time: it rewrites itself on a terminal, plain lines elsewhere, with the time left."""
 
 from __future__ import annotations
 
