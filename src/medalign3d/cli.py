@@ -62,9 +62,9 @@ def _record_text(arguments: argparse.Namespace, params: Params) -> str:
     if arguments.ehr is None:
         return ""
     from medalign3d.ehr.record import read_record
-    from medalign3d.ehr.text import render
+    from medalign3d.ehr.text import render, text_options
 
-    return render(read_record(Path(arguments.ehr)), ablation="full", options=params.harmonize)
+    return render(read_record(Path(arguments.ehr)), **text_options(params))
 
 
 def _default_model() -> Path:
