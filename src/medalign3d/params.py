@@ -103,6 +103,7 @@ class Benchmark(Section):
     per_class: PositiveInt | None = None
     maximum_images_per_person: PositiveInt = 1
     zero_shot: bool = False
+    test_fraction: dict[str, Fraction] | None = None
 
 
 class Split(Section):
@@ -111,6 +112,7 @@ class Split(Section):
     mode: Literal["held_out", "cross_validation"]
     seed: Seed
     salt: str
+    test_fraction: Fraction
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
     folds: Annotated[int, Field(ge=2)]
     benchmarks: dict[str, Benchmark]

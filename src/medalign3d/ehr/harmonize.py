@@ -1,0 +1,511 @@
+"""All cohorts in one table: common labels, linked persons, no image twice, and each record as text.
+
+What a reader of a cohort has accepted is accepted here too, unless only the comparison of rows shows that it cannot be used:
+the same voxels in two cohorts, a key or sex that contradicts itself. Such rows go to the quarantine with a reason; values that
+contradict each other are emptied. Implausible but possible combinations are counted in ``checks`` and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from medalign3d.ehr import labels, schema, text
+from medalign3d.ehr.persons import link_persons
+from medalign3d.ehr.values import is_missing, number_or_none, text_or_none
+from medalign3d.errors import InputError, MedAlignError
+from medalign3d.files import write_parquet, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from medalign3d.params import Params
+
+QUARANTINE_COLUMNS = (
+    "dataset", "level", "key_json", "source_file", "source_row", "reason", "detail", "severity", "run_id",
+)  # fmt: skip
+DAYS_PER_MONTH = 365.25 / 12
+
+
+class CohortTables(Protocol):
+    """What reading a cohort gives (see :class:`medalign3d.cohorts.base.IngestResult`)."""
+
+    images: pd.DataFrame
+    visits: pd.DataFrame
+
+
+@dataclass
+class Harmonized:
+    """The harmonized people.
+
+    Attributes
+    ----------
+    images
+        One row per image, exactly the columns of :data:`medalign3d.ehr.schema.HARMONIZED_COLUMNS`, sorted by cohort (in the
+        order of ``params.cohorts``) and image id.
+    persons
+        One row per participant: ``participant_id``, ``person_id``, ``dataset``, ``link_rule``, ``sex``, ``images``.
+    quarantine
+        What was dropped or emptied here, in the form of the cohorts' own quarantine.
+    checks
+        Implausible but kept combinations, counted: ``dataset``, ``rule``, ``images``, ``persons``.
+    simulated
+        Whether the people are simulated.
+    """
+
+    images: pd.DataFrame
+    persons: pd.DataFrame
+    quarantine: pd.DataFrame
+    checks: pd.DataFrame
+    simulated: bool
+
+
+class _Quarantine:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, dataset: str, level: str, key: Mapping[str, Any], reason: str, detail: str, severity: str) -> None:
+        self.rows.append(
+            {
+                "dataset": dataset,
+                "level": level,
+                "key_json": json.dumps(dict(key), sort_keys=True),
+                "source_file": None,
+                "source_row": None,
+                "reason": reason,
+                "detail": detail,
+                "severity": severity,
+                "run_id": "harmonize",
+            }
+        )
+
+    def drop_images(self, rows: pd.DataFrame, reason: str, detail: str) -> None:
+        for row in rows.itertuples():
+            key = {"native_image_key": row.native_image_key}
+            self.add(str(row.dataset), "image", key, reason, detail, "drop")
+
+    def table(self) -> pd.DataFrame:
+        import pandas as pd
+
+        table = pd.DataFrame(self.rows, columns=list(QUARANTINE_COLUMNS))
+        for name in QUARANTINE_COLUMNS:
+            table[name] = table[name].astype("Int32" if name == "source_row" else "str")
+        return table.sort_values(["dataset", "level", "reason", "key_json"], kind="stable").reset_index(drop=True)
+
+
+def is_simulated(cohort_tables: Mapping[str, CohortTables], params: Params) -> bool:
+    """Whether the tables are simulated, as they declare themselves (else as the parameters say).
+
+    Raises
+    ------
+    InputError
+        When simulated and real tables are mixed, or contradict the parameters.
+    """
+    declared: dict[str, bool] = {}
+    for cohort, tables in cohort_tables.items():
+        value = getattr(tables, "simulated", None)
+        if value is None:
+            value = tables.images.attrs.get("simulated")
+        declared[cohort] = params.simulated if value is None else str(value).lower() == "true"
+    kinds = set(declared.values())
+    if len(kinds) > 1:
+        raise InputError(
+            "simulated and real people must not be mixed",
+            where="the cohorts' tables",
+            found=", ".join(f"{cohort}: {'simulated' if flag else 'real'}" for cohort, flag in sorted(declared.items())),
+            expected="all simulated or all real",
+            remedy="run `dvc repro` so that all cohorts are read with the present parameters",
+        )
+    simulated = kinds.pop() if kinds else params.simulated
+    if simulated != params.simulated:
+        raise InputError(
+            "the cohorts' tables contradict the parameters",
+            found="simulated tables" if simulated else "real tables",
+            expected="simulated cohorts" if params.simulated else "real cohorts",
+            remedy="run `dvc repro` so that all cohorts are read with the present parameters",
+        )
+    return simulated
+
+
+def _combine(cohort_tables: Mapping[str, CohortTables], order: list[str]) -> pd.DataFrame:
+    """All cohorts' images with the harmonized columns, plus the native UDS diagnosis of OASIS-3 (``dx3_native``)."""
+    import pandas as pd
+
+    parts = []
+    for cohort in order:
+        table = cohort_tables[cohort].images
+        missing = [name for name in schema.INGEST_REQUIRED if name not in table]
+        if missing:
+            raise InputError(
+                "a cohort's table of images lacks columns",
+                where=f"{cohort}, images",
+                found=f"no {', '.join(missing)}",
+                expected=", ".join(schema.INGEST_REQUIRED),
+                remedy="read the cohort again (`dvc repro ingest`)",
+            )
+        defaults = {"dataset": cohort, "release": cohort, "run": 1, "variant": "raw", "selected": True, "affine_source": "header"}
+        filled = table.copy()
+        for name, default in defaults.items():
+            filled[name] = filled[name].astype(object).where(filled[name].notna(), default) if name in filled else default
+        wrong = sorted(set(filled["dataset"].astype(str)) - {cohort})
+        if wrong:
+            raise InputError("a table holds another cohort's images", where=f"{cohort}, images", found=wrong, expected=cohort)
+        # Until persons are linked, everybody is the participant.
+        filled["person_id"] = filled["participant_id"]
+        part = schema.coerce_images(filled)
+        native = filled["dx3_native"] if "dx3_native" in filled else pd.Series(None, index=filled.index, dtype=object)
+        part["dx3_native"] = pd.Series([text_or_none(value) for value in native], index=part.index, dtype="str")
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _drop(images: pd.DataFrame, bad: pd.Series, quarantine: _Quarantine, reason: str, detail: str) -> pd.DataFrame:
+    if bad.any():
+        quarantine.drop_images(images[bad], reason, detail)
+        images = images[~bad].reset_index(drop=True)
+    return images
+
+
+def _drop_unusable(images: pd.DataFrame, quarantine: _Quarantine, require_age: bool) -> pd.DataFrame:
+    known = images["sex"].isin(["F", "M"])
+    images = _drop(images, ~known, quarantine, "SEX_MISSING", "no sex on record")
+    images = _drop(
+        images, images["image_id"].duplicated(keep=False), quarantine, "DUPLICATE_KEY_CONFLICT", "two images share one id"
+    )
+    sexes = images.groupby("participant_id")["sex"].transform("nunique")
+    images = _drop(images, sexes > 1, quarantine, "SEX_CONFLICT", "the participant's records disagree on sex")
+    if require_age:
+        images = _drop(images, images["age_years"].isna(), quarantine, "AGE_MISSING", "no age at the scan")
+    return images
+
+
+def _empty_out_of_range(images: pd.DataFrame, quarantine: _Quarantine) -> None:
+    """Empty values of nullable columns that the schema does not accept."""
+    for column in schema.HARMONIZED_COLUMNS:
+        if not column.nullable or not (column.numeric or column.dtype == "dictionary"):
+            continue
+        values = images[column.name]
+        distinct = {value: column.accepts(value) for value in values.dropna().unique()}
+        if all(distinct.values()):
+            continue
+        bad = values.map(distinct).fillna(True).astype(bool).eq(False)
+        for row in images[bad].itertuples():
+            key = {"native_image_key": row.native_image_key, "column": column.name}
+            quarantine.add(str(row.dataset), "field", key, "VALUE_OUT_OF_RANGE", "outside the schema's range", "null_field")
+        images.loc[bad, column.name] = None
+
+
+def _empty_contradictions(images: pd.DataFrame, quarantine: _Quarantine) -> None:
+    """Empty APOE where a participant has two genotypes, and ages that fall over time."""
+    contradictions = (
+        (
+            images.groupby("participant_id")["apoe_genotype"].transform("nunique") > 1,
+            ["apoe_genotype", "apoe4_count"], "DUPLICATE_KEY_CONFLICT", "two APOE genotypes",
+        ),
+        (~schema.age_goes_forward(images), ["age_years", "age_precision"], "AGE_INCONSISTENT", "age falls over time"),
+    )  # fmt: skip
+    for bad, columns, reason, detail in contradictions:
+        subjects = images.loc[bad, ["dataset", "native_subject_id"]].drop_duplicates()
+        for row in subjects.itertuples():
+            key = {"native_subject_id": row.native_subject_id, "column": columns[0]}
+            quarantine.add(str(row.dataset), "field", key, reason, detail, "null_field")
+        for name in columns:
+            images.loc[bad, name] = None
+
+
+def _add_labels(images: pd.DataFrame, quarantine: _Quarantine, nacc_dementia_policy: str) -> None:
+    """Fill dx3, dx2, mci_stage and the derived education code.
+
+    A label that is in no code book gives no class: the image stays, unlabelled, with a row in the quarantine. Where no label
+    of a cohort is known, the table is not what it claims to be and the error is raised.
+    """
+    import pandas as pd
+
+    dx3: list[str | None] = []
+    dx2: list[str | None] = []
+    known: Counter[str] = Counter()
+    unknown: dict[str, list[labels.UnknownLabel]] = defaultdict(list)
+    for row in images.to_dict("records"):
+        dataset = str(row["dataset"])
+        measured = text_or_none(row["cdr_global_source"]) in (None, "measured")
+        options = {
+            "cdr_global": row["cdr_global"] if measured else None,
+            "dementia_etiology": row["dementia_etiology"],
+            "nacc_dementia_policy": nacc_dementia_policy,
+        }
+        try:
+            label = labels.label_of(dataset, row["dx_native"], **options)
+            if label.dx3 is None and text_or_none(row["dx3_native"]) is not None and dataset == "OASIS":
+                uds = labels.label_of(dataset, row["dx3_native"])
+                label = labels.Label(uds.dx3, label.dx2 or uds.dx2)
+            if not is_missing(row["dx_native"]):
+                known[dataset] += 1
+        except labels.UnknownLabel as error:
+            unknown[dataset].append(error)
+            key = {"native_image_key": row["native_image_key"]}
+            quarantine.add(dataset, "image", key, "DIAGNOSIS_OUT_OF_SCOPE", "label in no code book; kept unlabelled", "warn")
+            label = labels.label_of(dataset, None, **options)
+        dx3.append(label.dx3)
+        dx2.append(label.dx2)
+    for dataset, errors in unknown.items():
+        if not known[dataset]:
+            raise errors[0]
+    images["dx3"] = pd.Series(dx3, index=images.index, dtype="str")
+    images["dx2"] = pd.Series(dx2, index=images.index, dtype="str")
+    stages = [
+        labels.mci_stage(d, level, release) if dataset == "ADNI" else None
+        for d, level, release, dataset in zip(
+            dx3, images["dx_subject_level"], images["release"], images["dataset"], strict=True
+        )
+    ]
+    images["mci_stage"] = pd.Series(stages, index=images.index, dtype="str")
+    derived = pd.array([labels.derived_educ_code(years) for years in images["educ_years"]], dtype="Int8")
+    images["educ_code"] = images["educ_code"].fillna(pd.Series(derived, index=images.index))
+
+
+def _ordinal(value: Any) -> int | None:
+    if isinstance(value, datetime.date):
+        return value.toordinal()
+    if is_missing(value):
+        return None
+    try:
+        return datetime.date.fromisoformat(str(value)[:10]).toordinal()
+    except ValueError:
+        return None
+
+
+def _visit_days(visit: Mapping[str, Any]) -> dict[str, float]:
+    """The day of a visit on every scale on which it is known."""
+    month = number_or_none(visit.get("visit_month"))
+    scales = {
+        "date": _ordinal(visit.get("visit_date")),
+        "day": number_or_none(visit.get("visit_day")),
+        "month": None if month is None else month * DAYS_PER_MONTH,
+    }
+    return {name: float(value) for name, value in scales.items() if value is not None}
+
+
+def _add_course(images: pd.DataFrame, visits_of: Mapping[str, pd.DataFrame]) -> None:
+    """Fill mci_course, its reason, days_to_dementia and followup_days for images of people with MCI."""
+    import pandas as pd
+
+    timelines: dict[tuple[str, str], list[tuple[dict[str, float], str | None, str | None]]] = defaultdict(list)
+    wanted = images["dx3"] == "MCI"
+    people = set(zip(images.loc[wanted, "dataset"], images.loc[wanted, "native_subject_id"], strict=True))
+    for dataset, visits in visits_of.items():
+        for visit in visits.to_dict("records"):
+            subject = (dataset, str(visit.get("native_subject_id")))
+            if subject not in people:
+                continue
+            try:
+                # Any dementia ends stability, whatever its cause.
+                label = labels.label_of(dataset, visit.get("dx_native"), cdr_global=visit.get("cdr_global"))
+                if label.dx3 is None and not is_missing(visit.get("dx3_native")):
+                    label = labels.label_of(dataset, visit.get("dx3_native"))
+            except labels.UnknownLabel:
+                continue
+            timelines[subject].append((_visit_days(visit), text_or_none(visit.get("visit_code")), label.dx3))
+    results: list[labels.Course | None] = []
+    for row, is_mci in zip(images.to_dict("records"), wanted, strict=True):
+        timeline = timelines.get((str(row["dataset"]), str(row["native_subject_id"])), [])
+        results.append(_course_of(row, timeline) if is_mci else None)
+
+    def column(name: str, dtype: str) -> pd.Series:
+        values = [None if result is None else getattr(result, name) for result in results]
+        return pd.Series(pd.array(values, dtype=dtype), index=images.index)
+
+    images["mci_course"] = column("course", "str")
+    images["mci_course_reason"] = column("reason", "str")
+    images["days_to_dementia"] = column("days_to_dementia", "Int32")
+    images["followup_days"] = column("followup_days", "Int32")
+
+
+def _course_of(
+    image: Mapping[str, Any], timeline: list[tuple[dict[str, float], str | None, str | None]]
+) -> labels.Course | None:
+    """The course after the visit that was matched to an image, or None where that visit has no day."""
+    code = text_or_none(image["visit_code"])
+    matched = [days for days, visit_code, _ in timeline if code is not None and visit_code == code]
+    start = dict(matched[0]) if len(matched) == 1 else {}
+    delta = number_or_none(image["match_delta_days"])
+    if not start and delta is not None:
+        scan = {"date": _ordinal(image["scan_date"]), "day": number_or_none(image["scan_day"])}
+        start = {name: value - delta for name, value in scan.items() if value is not None}
+    shared = [scale for scale in ("date", "day", "month") if scale in start]
+    if not shared:
+        return None
+    # The scale on which most of the person's visits are known; dates win ties.
+    scale = max(shared, key=lambda name: sum(name in days for days, _, _ in timeline))
+    origin = round(start[scale])
+    return labels.mci_course(origin, [(round(days[scale]), dx3) for days, _, dx3 in timeline if scale in days])
+
+
+def _drop_equal_voxels(
+    images: pd.DataFrame, quarantine: _Quarantine, order: list[str]
+) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    """Drop images whose voxels another row has, and give the pairs of participants that share voxels.
+
+    Across cohorts the image of the cohort that comes first in ``params.cohorts`` stays. Within a cohort one image of the same
+    participant stays; between participants nobody can tell whose it is, so none does.
+    """
+    rank = {cohort: position for position, cohort in enumerate(order)}
+    pairs: list[tuple[str, str]] = []
+    dropped: dict[int, tuple[str, str]] = {}
+    duplicated = images[images["data_sha256"].notna() & images["data_sha256"].duplicated(keep=False)]
+    for _, group in duplicated.groupby("data_sha256", sort=True):
+        participants = sorted(set(group["participant_id"]))
+        pairs += [(participants[0], other) for other in participants[1:]]
+        cohorts = sorted(set(group["dataset"]), key=rank.__getitem__)
+        for index in group.index[group["dataset"] != cohorts[0]]:
+            dropped[index] = ("CROSS_COHORT_DUPLICATE", f"the voxels of an image of {cohorts[0]}, which is kept")
+        first = group[group["dataset"] == cohorts[0]]
+        if first["participant_id"].nunique() > 1:
+            for index in first.index:
+                dropped[index] = ("DUPLICATE_IMAGE_BYTES", "the voxels of another participant's image")
+        else:
+            ordered = first.assign(other=~first["selected"]).sort_values(["other", "native_image_key"])
+            for index in ordered.index[1:]:
+                dropped[index] = ("DUPLICATE_IMAGE_BYTES", "the voxels of another image of the participant")
+    for index, (reason, detail) in sorted(dropped.items()):
+        quarantine.drop_images(images.loc[[index]], reason, detail)
+    return images.drop(index=list(dropped)).reset_index(drop=True), pairs
+
+
+def _checks(images: pd.DataFrame) -> pd.DataFrame:
+    """Count implausible but possible combinations per cohort."""
+    import pandas as pd
+
+    years = images["educ_years"].astype("float64")
+    by_participant = years.groupby(images["participant_id"])
+    sex_of_person = images.groupby("person_id")["sex"].transform("nunique")
+    cdr, boxes = images["cdr_global"].astype("float64"), images["cdr_sb"].astype("float64")
+    rules = {
+        "education of a participant differs by more than a year": by_participant.transform("max")
+        - by_participant.transform("min")
+        > 1.0,
+        "global CDR 0 with a sum of boxes above 0.5": (cdr == 0) & (boxes > 0.5),
+        "global CDR below 1 with a sum of boxes of at least 4.5": (cdr < 1) & (boxes >= 4.5),
+        "normal cognition with a global CDR of at least 1": (images["dx3"] == "NC") & (cdr >= 1),
+        "dementia with a global CDR of 0": (images["dx3"] == "AD_DEM") & (cdr == 0),
+        "dx2 by CDR differs from dx3 (OASIS)": (images["dx3"].isin(["NC", "MCI"]) & (images["dx2"] == "DEM"))
+        | ((images["dx3"] == "AD_DEM") & (images["dx2"] == "NonDEM")),
+        "linked participants differ in sex": sex_of_person > 1,
+    }
+    rows = []
+    for rule, bad in rules.items():
+        for dataset, group in images[bad.fillna(False).astype(bool)].groupby("dataset", sort=True):
+            rows.append(
+                {"dataset": str(dataset), "rule": rule, "images": len(group), "persons": group["person_id"].nunique()}
+            )
+    table = pd.DataFrame(rows, columns=["dataset", "rule", "images", "persons"])
+    return table.astype({"dataset": "str", "rule": "str", "images": "int64", "persons": "int64"})
+
+
+def _add_text(images: pd.DataFrame, params: Params) -> None:
+    import pandas as pd
+
+    options = text.text_options(params)
+    texts, fields = [], []
+    for record in images.to_dict("records"):
+        rendered = text.render(record, **options)
+        leaks = text.find_leaks(rendered)
+        if leaks:
+            raise MedAlignError(
+                "a record's text names its answer", where=f"image {record['image_id']}", found=leaks, expected="none"
+            )
+        texts.append(rendered)
+        fields.append(text.present_fields(record, **{**options, "missing": "omit"}))
+    images["ehr_text"] = pd.Series(texts, index=images.index, dtype="str")
+    images["ehr_fields"] = pd.Series(fields, index=images.index, dtype=object)
+    images["ehr_template"] = pd.Series(text.TEMPLATE, index=images.index, dtype="str")
+
+
+def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harmonized:
+    """Bring the tables of all cohorts into one.
+
+    Parameters
+    ----------
+    cohort_tables
+        Cohort name to what reading it gave; only ``images`` and ``visits`` are used.
+    params
+        ``cohorts``, ``harmonize`` and ``ingest.nacc_dementia_policy`` are used.
+
+    Returns
+    -------
+    Harmonized
+
+    Raises
+    ------
+    InputError
+        When simulated and real tables are mixed, a table lacks columns, no diagnosis of a cohort is known, or the result
+        breaks the schema.
+    """
+    import pandas as pd
+
+    absent = [cohort for cohort in params.cohorts if cohort not in cohort_tables]
+    if absent:
+        raise InputError("cohorts were not read", found=f"no tables of {', '.join(absent)}", expected=list(params.cohorts))
+    order = [str(cohort) for cohort in params.cohorts]
+    simulated = is_simulated({cohort: cohort_tables[cohort] for cohort in order}, params)
+    quarantine = _Quarantine()
+    images = _combine(cohort_tables, order)
+    rows_in = len(images)
+    images = _drop_unusable(images, quarantine, params.harmonize.require_age)
+    _empty_out_of_range(images, quarantine)
+    _empty_contradictions(images, quarantine)
+    everybody = images[["participant_id", "dataset", "sex"]].copy()
+    unfiltered = images
+    images, pairs = _drop_equal_voxels(images, quarantine, order)
+    oasis_visits = cohort_tables["OASIS"].visits if "OASIS" in order else None
+    persons = link_persons(unfiltered, oasis_visits, pairs)
+    person_of = dict(zip(persons["participant_id"], persons["person_id"], strict=True))
+    images["person_id"] = pd.Series([person_of[label] for label in images["participant_id"]], index=images.index, dtype="str")
+    _add_labels(images, quarantine, params.ingest.nacc_dementia_policy)
+    _add_course(images, {cohort: cohort_tables[cohort].visits for cohort in order if cohort_tables[cohort].visits is not None})
+    _add_text(images, params)
+    checks = _checks(images)
+    position = images["dataset"].map({cohort: number for number, cohort in enumerate(order)})
+    images = images.assign(position=position).sort_values(["position", "image_id"], kind="stable").reset_index(drop=True)
+    images = images[[column.name for column in schema.HARMONIZED_COLUMNS]]
+    schema.validate_images(images)
+    table = quarantine.table()
+    dropped = int(((table["level"] == "image") & (table["severity"] == "drop")).sum())
+    if rows_in != len(images) + dropped:
+        raise MedAlignError(
+            "images were lost without a reason", found=f"{rows_in} read, {len(images)} kept, {dropped} quarantined"
+        )
+    sex_of = dict(zip(everybody["participant_id"], everybody["sex"], strict=True))
+    count = Counter(images["participant_id"])
+    persons["sex"] = pd.Series([sex_of[label] for label in persons["participant_id"]], index=persons.index, dtype="str")
+    persons["images"] = pd.Series([count[label] for label in persons["participant_id"]], index=persons.index, dtype="int64")
+    for frame in (images, persons, table, checks):
+        frame.attrs["simulated"] = "true" if simulated else "false"
+    return Harmonized(images, persons, table, checks, simulated)
+
+
+def write_harmonized(result: Harmonized, out_dir: str | Path, *, simulated: bool | None = None) -> None:
+    """Write ``images``, ``persons``, ``quarantine`` and ``checks`` as parquet, and the data dictionary as Markdown.
+
+    Raises
+    ------
+    InputError
+        When ``simulated`` contradicts what the tables say of themselves.
+    """
+    if simulated is not None and simulated != result.simulated:
+        raise InputError("the tables contradict the parameters", found=f"simulated: {result.simulated}", expected=simulated)
+    metadata = {"simulated": "true" if result.simulated else "false", "schema": "images/1", "text": text.TEMPLATE}
+    folder = Path(out_dir)
+    tables: Iterable[tuple[str, pd.DataFrame]] = (
+        ("images", result.images),
+        ("persons", result.persons),
+        ("quarantine", result.quarantine),
+        ("checks", result.checks),
+    )
+    for name, table in tables:
+        write_parquet(folder / f"{name}.parquet", table, metadata)
+    write_text(folder / "data_dictionary.md", schema.data_dictionary_markdown())
