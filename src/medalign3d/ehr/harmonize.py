@@ -1,8 +1,9 @@
 """All cohorts in one table: common labels, linked persons, no image twice, and each record as text.
 
-What a reader of a cohort has accepted is accepted here too, unless only the comparison of rows shows that it cannot be used:
-the same voxels in two cohorts, a key or sex that contradicts itself. Such rows go to the quarantine with a reason; values that
-contradict each other are emptied. Implausible but possible combinations are counted in ``checks`` and nothing else happens.
+What a reader of a cohort has accepted is accepted here too, unless only the comparison of rows shows that it cannot be
+used: the same voxels in two cohorts, a key or sex that contradicts itself. Such rows go to the quarantine with a
+reason; values that contradict each other are emptied. Implausible but possible combinations are counted in ``checks``
+and nothing else happens.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medalign3d.ehr import labels, schema, text
 from medalign3d.ehr.persons import link_persons
-from medalign3d.ehr.values import is_missing, number_or_none, text_or_none
+from medalign3d.ehr.values import is_missing, number_or_none, records_of, text_or_none
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.files import write_parquet, write_text
 
@@ -46,8 +47,8 @@ class Harmonized:
     Attributes
     ----------
     images
-        One row per image, exactly the columns of :data:`medalign3d.ehr.schema.HARMONIZED_COLUMNS`, sorted by cohort (in the
-        order of ``params.cohorts``) and image id.
+        One row per image, exactly the columns of :data:`medalign3d.ehr.schema.HARMONIZED_COLUMNS`, sorted by cohort (in
+        the order of ``params.cohorts``) and image id.
     persons
         One row per participant: ``participant_id``, ``person_id``, ``dataset``, ``link_rule``, ``sex``, ``images``.
     quarantine
@@ -117,7 +118,9 @@ def is_simulated(cohort_tables: Mapping[str, CohortTables], params: Params) -> b
         raise InputError(
             "simulated and real people must not be mixed",
             where="the cohorts' tables",
-            found=", ".join(f"{cohort}: {'simulated' if flag else 'real'}" for cohort, flag in sorted(declared.items())),
+            found=", ".join(
+                f"{cohort}: {'simulated' if flag else 'real'}" for cohort, flag in sorted(declared.items())
+            ),
             expected="all simulated or all real",
             remedy="run `dvc repro` so that all cohorts are read with the present parameters",
         )
@@ -148,13 +151,23 @@ def _combine(cohort_tables: Mapping[str, CohortTables], order: list[str]) -> pd.
                 expected=", ".join(schema.INGEST_REQUIRED),
                 remedy="read the cohort again (`dvc repro ingest`)",
             )
-        defaults = {"dataset": cohort, "release": cohort, "run": 1, "variant": "raw", "selected": True, "affine_source": "header"}
+        defaults = {
+            "dataset": cohort,
+            "release": cohort,
+            "run": 1,
+            "variant": "raw",
+            "selected": True,
+            "affine_source": "header",
+        }
         filled = table.copy()
         for name, default in defaults.items():
-            filled[name] = filled[name].astype(object).where(filled[name].notna(), default) if name in filled else default
+            values = table[name] if name in table else [None] * len(table)
+            filled[name] = pd.Series([default if is_missing(v) else v for v in values], index=table.index, dtype=object)
         wrong = sorted(set(filled["dataset"].astype(str)) - {cohort})
         if wrong:
-            raise InputError("a table holds another cohort's images", where=f"{cohort}, images", found=wrong, expected=cohort)
+            raise InputError(
+                "a table holds another cohort's images", where=f"{cohort}, images", found=wrong, expected=cohort
+            )
         # Until persons are linked, everybody is the participant.
         filled["person_id"] = filled["participant_id"]
         part = schema.coerce_images(filled)
@@ -175,7 +188,11 @@ def _drop_unusable(images: pd.DataFrame, quarantine: _Quarantine, require_age: b
     known = images["sex"].isin(["F", "M"])
     images = _drop(images, ~known, quarantine, "SEX_MISSING", "no sex on record")
     images = _drop(
-        images, images["image_id"].duplicated(keep=False), quarantine, "DUPLICATE_KEY_CONFLICT", "two images share one id"
+        images,
+        images["image_id"].duplicated(keep=False),
+        quarantine,
+        "DUPLICATE_KEY_CONFLICT",
+        "two images share one id",
     )
     sexes = images.groupby("participant_id")["sex"].transform("nunique")
     images = _drop(images, sexes > 1, quarantine, "SEX_CONFLICT", "the participant's records disagree on sex")
@@ -196,7 +213,9 @@ def _empty_out_of_range(images: pd.DataFrame, quarantine: _Quarantine) -> None:
         bad = values.map(distinct).fillna(True).astype(bool).eq(False)
         for row in images[bad].itertuples():
             key = {"native_image_key": row.native_image_key, "column": column.name}
-            quarantine.add(str(row.dataset), "field", key, "VALUE_OUT_OF_RANGE", "outside the schema's range", "null_field")
+            quarantine.add(
+                str(row.dataset), "field", key, "VALUE_OUT_OF_RANGE", "outside the schema's range", "null_field"
+            )
         images.loc[bad, column.name] = None
 
 
@@ -221,8 +240,8 @@ def _empty_contradictions(images: pd.DataFrame, quarantine: _Quarantine) -> None
 def _add_labels(images: pd.DataFrame, quarantine: _Quarantine, nacc_dementia_policy: str) -> None:
     """Fill dx3, dx2, mci_stage and the derived education code.
 
-    A label that is in no code book gives no class: the image stays, unlabelled, with a row in the quarantine. Where no label
-    of a cohort is known, the table is not what it claims to be and the error is raised.
+    A label that is in no code book gives no class: the image stays, unlabelled, with a row in the quarantine. Where no
+    label of a cohort is known, the table is not what it claims to be and the error is raised.
     """
     import pandas as pd
 
@@ -230,7 +249,7 @@ def _add_labels(images: pd.DataFrame, quarantine: _Quarantine, nacc_dementia_pol
     dx2: list[str | None] = []
     known: Counter[str] = Counter()
     unknown: dict[str, list[labels.UnknownLabel]] = defaultdict(list)
-    for row in images.to_dict("records"):
+    for row in records_of(images):
         dataset = str(row["dataset"])
         measured = text_or_none(row["cdr_global_source"]) in (None, "measured")
         options = {
@@ -248,7 +267,9 @@ def _add_labels(images: pd.DataFrame, quarantine: _Quarantine, nacc_dementia_pol
         except labels.UnknownLabel as error:
             unknown[dataset].append(error)
             key = {"native_image_key": row["native_image_key"]}
-            quarantine.add(dataset, "image", key, "DIAGNOSIS_OUT_OF_SCOPE", "label in no code book; kept unlabelled", "warn")
+            quarantine.add(
+                dataset, "image", key, "DIAGNOSIS_OUT_OF_SCOPE", "label in no code book; kept unlabelled", "warn"
+            )
             label = labels.label_of(dataset, None, **options)
         dx3.append(label.dx3)
         dx2.append(label.dx2)
@@ -298,7 +319,7 @@ def _add_course(images: pd.DataFrame, visits_of: Mapping[str, pd.DataFrame]) -> 
     wanted = images["dx3"] == "MCI"
     people = set(zip(images.loc[wanted, "dataset"], images.loc[wanted, "native_subject_id"], strict=True))
     for dataset, visits in visits_of.items():
-        for visit in visits.to_dict("records"):
+        for visit in records_of(visits):
             subject = (dataset, str(visit.get("native_subject_id")))
             if subject not in people:
                 continue
@@ -311,13 +332,13 @@ def _add_course(images: pd.DataFrame, visits_of: Mapping[str, pd.DataFrame]) -> 
                 continue
             timelines[subject].append((_visit_days(visit), text_or_none(visit.get("visit_code")), label.dx3))
     results: list[labels.Course | None] = []
-    for row, is_mci in zip(images.to_dict("records"), wanted, strict=True):
+    for row, is_mci in zip(records_of(images), wanted, strict=True):
         timeline = timelines.get((str(row["dataset"]), str(row["native_subject_id"])), [])
         results.append(_course_of(row, timeline) if is_mci else None)
 
     def column(name: str, dtype: str) -> pd.Series:
         values = [None if result is None else getattr(result, name) for result in results]
-        return pd.Series(pd.array(values, dtype=dtype), index=images.index)
+        return pd.Series(values, index=images.index, dtype=object).astype(dtype)
 
     images["mci_course"] = column("course", "str")
     images["mci_course_reason"] = column("reason", "str")
@@ -350,8 +371,8 @@ def _drop_equal_voxels(
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """Drop images whose voxels another row has, and give the pairs of participants that share voxels.
 
-    Across cohorts the image of the cohort that comes first in ``params.cohorts`` stays. Within a cohort one image of the same
-    participant stays; between participants nobody can tell whose it is, so none does.
+    Across cohorts the image of the cohort that comes first in ``params.cohorts`` stays. Within a cohort one image of
+    the same participant stays; between participants nobody can tell whose it is, so none does.
     """
     rank = {cohort: position for position, cohort in enumerate(order)}
     pairs: list[tuple[str, str]] = []
@@ -411,7 +432,7 @@ def _add_text(images: pd.DataFrame, params: Params) -> None:
 
     options = text.text_options(params)
     texts, fields = [], []
-    for record in images.to_dict("records"):
+    for record in records_of(images):
         rendered = text.render(record, **options)
         leaks = text.find_leaks(rendered)
         if leaks:
@@ -442,14 +463,16 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     Raises
     ------
     InputError
-        When simulated and real tables are mixed, a table lacks columns, no diagnosis of a cohort is known, or the result
-        breaks the schema.
+        When simulated and real tables are mixed, a table lacks columns, no diagnosis of a cohort is known, or the
+        result breaks the schema.
     """
     import pandas as pd
 
     absent = [cohort for cohort in params.cohorts if cohort not in cohort_tables]
     if absent:
-        raise InputError("cohorts were not read", found=f"no tables of {', '.join(absent)}", expected=list(params.cohorts))
+        raise InputError(
+            "cohorts were not read", found=f"no tables of {', '.join(absent)}", expected=list(params.cohorts)
+        )
     order = [str(cohort) for cohort in params.cohorts]
     simulated = is_simulated({cohort: cohort_tables[cohort] for cohort in order}, params)
     quarantine = _Quarantine()
@@ -464,13 +487,19 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     oasis_visits = cohort_tables["OASIS"].visits if "OASIS" in order else None
     persons = link_persons(unfiltered, oasis_visits, pairs)
     person_of = dict(zip(persons["participant_id"], persons["person_id"], strict=True))
-    images["person_id"] = pd.Series([person_of[label] for label in images["participant_id"]], index=images.index, dtype="str")
+    images["person_id"] = pd.Series(
+        [person_of[label] for label in images["participant_id"]], index=images.index, dtype="str"
+    )
     _add_labels(images, quarantine, params.ingest.nacc_dementia_policy)
-    _add_course(images, {cohort: cohort_tables[cohort].visits for cohort in order if cohort_tables[cohort].visits is not None})
+    _add_course(
+        images, {cohort: cohort_tables[cohort].visits for cohort in order if cohort_tables[cohort].visits is not None}
+    )
     _add_text(images, params)
     checks = _checks(images)
     position = images["dataset"].map({cohort: number for number, cohort in enumerate(order)})
-    images = images.assign(position=position).sort_values(["position", "image_id"], kind="stable").reset_index(drop=True)
+    images = (
+        images.assign(position=position).sort_values(["position", "image_id"], kind="stable").reset_index(drop=True)
+    )
     images = images[[column.name for column in schema.HARMONIZED_COLUMNS]]
     schema.validate_images(images)
     table = quarantine.table()
@@ -482,7 +511,9 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     sex_of = dict(zip(everybody["participant_id"], everybody["sex"], strict=True))
     count = Counter(images["participant_id"])
     persons["sex"] = pd.Series([sex_of[label] for label in persons["participant_id"]], index=persons.index, dtype="str")
-    persons["images"] = pd.Series([count[label] for label in persons["participant_id"]], index=persons.index, dtype="int64")
+    persons["images"] = pd.Series(
+        [count[label] for label in persons["participant_id"]], index=persons.index, dtype="int64"
+    )
     for frame in (images, persons, table, checks):
         frame.attrs["simulated"] = "true" if simulated else "false"
     return Harmonized(images, persons, table, checks, simulated)
@@ -497,7 +528,9 @@ def write_harmonized(result: Harmonized, out_dir: str | Path, *, simulated: bool
         When ``simulated`` contradicts what the tables say of themselves.
     """
     if simulated is not None and simulated != result.simulated:
-        raise InputError("the tables contradict the parameters", found=f"simulated: {result.simulated}", expected=simulated)
+        raise InputError(
+            "the tables contradict the parameters", found=f"simulated: {result.simulated}", expected=simulated
+        )
     metadata = {"simulated": "true" if result.simulated else "false", "schema": "images/1", "text": text.TEMPLATE}
     folder = Path(out_dir)
     tables: Iterable[tuple[str, pd.DataFrame]] = (

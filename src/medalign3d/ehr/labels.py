@@ -20,8 +20,8 @@ AIBL         NC, MCI, AD (DXCURREN 1, 2, 3)                                     
 MIRIAD       HC, AD                                                              NC, ...  NonDEM, ...
 ===========  ==================================================================  =======  ======
 
-Sources: the custodians' data dictionaries (ADNI DATADIC; NACC researcher's data dictionary UDS; Marcus 2007 and 2010 for
-OASIS-1 and -2; LaMontagne 2019 for OASIS-3; Ellis 2009 for AIBL; Malone 2013 for MIRIAD).
+Sources: the custodians' data dictionaries (ADNI DATADIC; NACC researcher's data dictionary UDS; Marcus 2007 and 2010
+for OASIS-1 and -2; LaMontagne 2019 for OASIS-3; Ellis 2009 for AIBL; Malone 2013 for MIRIAD).
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def label_of(
         The cohort's own label at this visit; missing where there is none. ``COLUMN=code`` is read by the code book of
         that column.
     cdr_global
-        Global CDR at the same visit; it defines ``dx2`` in OASIS (0: NonDEM, 0.5 and above: DEM) and is ignored elsewhere:
-        a diagnosis is never derived from a score.
+        Global CDR at the same visit; it defines ``dx2`` in OASIS (0: NonDEM, 0.5 and above: DEM) and is ignored
+        elsewhere: a diagnosis is never derived from a score.
     dementia_etiology
         ``AD``, ``other`` or ``unknown``.
     nacc_dementia_policy
@@ -222,8 +222,8 @@ def _native_label(dataset: str, native: str | None) -> Label:
 def mci_stage(dx3: object, dx_subject_level: object, release: object = None) -> str | None:
     """EMCI or LMCI, where the matched visit is MCI and the enrolment label tells the stage.
 
-    Participants of the first ADNI phase with MCI are late MCI by its protocol. Later phases without the distinction give
-    None; the stage is never recomputed from scores.
+    Participants of the first ADNI phase with MCI are late MCI by its protocol. Later phases without the distinction
+    give None; the stage is never recomputed from scores.
 
     >>> mci_stage("MCI", "EMCI"), mci_stage("NC", "EMCI"), mci_stage("MCI", "MCI", "ADNI1"), mci_stage("MCI", "CN")
     ('EMCI', None, 'LMCI', None)
@@ -253,8 +253,9 @@ class Course:
 def mci_course(day: int, visits: Iterable[tuple[int, str | None]]) -> Course:
     """Stable or progressive MCI from the visits after day ``day``.
 
-    pMCI: the first later dementia is at most 1096 days away and the last two later diagnoses are not both free of dementia.
-    sMCI: no later visit has dementia or normal cognition and the last diagnosed visit is at least 1096 days later.
+    pMCI: the first later dementia is at most 1096 days away and the last two later diagnoses are not both free of
+    dementia. sMCI: no later visit has dementia or normal cognition and the last diagnosed visit is at least 1096 days
+    later.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Who is the same person: OASIS-1 and OASIS-2 share participants, and equal voxels prove a shared person anywhere.
 
-Splits are made by ``person_id``. It equals the participant label unless the participant is linked to another one; then it is
-the alphabetically first label of the linked group, so that it does not depend on the order of rows.
+Splits are made by ``person_id``. It equals the participant label unless the participant is linked to another one; then
+it is the alphabetically first label of the linked group, so that it does not depend on the order of rows.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Groups:
 def oasis_pairs(sessions: pd.DataFrame) -> list[tuple[int, int]]:
     """Sessions of OASIS-1 and OASIS-2 that are the same visit of the same person.
 
-    The two releases describe the shared visits with equal sex, age in years, estimated total intracranial volume, MMSE and
-    CDR. A pair counts only when it is the only match in both directions; missing values never match. Only the first OASIS-1
-    session (MR1) takes part; a re-scan belongs to the person of its first session.
+    The two releases describe the shared visits with equal sex, age in years, estimated total intracranial volume, MMSE
+    and CDR. A pair counts only when it is the only match in both directions; missing values never match. Only the first
+    OASIS-1 session (MR1) takes part; a re-scan belongs to the person of its first session.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ def oasis_pairs(sessions: pd.DataFrame) -> list[tuple[int, int]]:
 
     Returns
     -------
-    list of (row label of the OASIS-1 session, row label of the OASIS-2 session)
+    list of (row number of the OASIS-1 session, row number of the OASIS-2 session)
     """
     first: dict[tuple[object, ...], list[int]] = {}
     second: dict[tuple[object, ...], list[int]] = {}
-    for row in sessions.itertuples():
+    for position, row in enumerate(sessions.itertuples(index=False)):
         participant = str(row.participant_id)
         numbers = [number_or_none(value) for value in (row.age_years, row.icv_mm3, row.mmse, row.cdr_global)]
         if any(number is None for number in numbers) or is_missing(row.sex):
@@ -69,9 +69,9 @@ def oasis_pairs(sessions: pd.DataFrame) -> list[tuple[int, int]]:
         # Intracranial volume is published in whole cm3; ages of both releases are whole years.
         key = (str(row.sex), int(age), round(icv / 1000.0), round(mmse), round(cdr, 1))
         if participant.startswith("sub-OAS1") and str(row.session) == "MR1":
-            first.setdefault(key, []).append(row.Index)
+            first.setdefault(key, []).append(position)
         elif participant.startswith("sub-OAS2"):
-            second.setdefault(key, []).append(row.Index)
+            second.setdefault(key, []).append(position)
     return [
         (rows[0], second[key][0]) for key, rows in first.items() if len(rows) == 1 and len(second.get(key, [])) == 1
     ]
@@ -117,7 +117,8 @@ def link_persons(
     Returns
     -------
     DataFrame
-        One row per participant: ``participant_id``, ``person_id``, ``dataset``, ``link_rule`` (missing when not linked).
+        One row per participant: ``participant_id``, ``person_id``, ``dataset``, ``link_rule`` (missing when not
+        linked).
     """
     import pandas as pd
 
@@ -130,17 +131,20 @@ def link_persons(
             rules.setdefault(label, set()).add(rule)
 
     sessions = _oasis_sessions(images, visits)
+    labels = [str(label) for label in sessions["participant_id"]]
     for first, second in oasis_pairs(sessions):
-        join(str(sessions.at[first, "participant_id"]), str(sessions.at[second, "participant_id"]), OASIS_LINK_RULE)
+        join(labels[first], labels[second], OASIS_LINK_RULE)
     for one, other in pairs:
         join(one, other, VOXEL_LINK_RULE)
     people = images[["participant_id", "dataset"]].drop_duplicates("participant_id").sort_values("participant_id")
-    labels = [str(label) for label in people["participant_id"]]
+    participants = [str(label) for label in people["participant_id"]]
     return pd.DataFrame(
         {
-            "participant_id": pd.Series(labels, dtype="str"),
-            "person_id": pd.Series([groups.name(label) for label in labels], dtype="str"),
+            "participant_id": pd.Series(participants, dtype="str"),
+            "person_id": pd.Series([groups.name(label) for label in participants], dtype="str"),
             "dataset": pd.Series([str(dataset) for dataset in people["dataset"]], dtype="str"),
-            "link_rule": pd.Series(["+".join(sorted(rules[x])) if x in rules else None for x in labels], dtype="str"),
+            "link_rule": pd.Series(
+                ["+".join(sorted(rules[x])) if x in rules else None for x in participants], dtype="str"
+            ),
         }
     )

@@ -78,9 +78,7 @@ _DIAGNOSIS_TEXT = "What is the cognitive diagnosis of this person?"
 QUESTIONS: dict[str, Question] = {
     question.name: question
     for question in (
-        Question(
-            "diagnosis_nc_mci_ad", _DIAGNOSIS_TEXT, {"NC": _NORMAL, "MCI": _MILD, "AD_DEM": _DEMENTIA}, (), "dx3"
-        ),
+        Question("diagnosis_nc_mci_ad", _DIAGNOSIS_TEXT, {"NC": _NORMAL, "MCI": _MILD, "AD_DEM": _DEMENTIA}, (), "dx3"),
         Question(
             "diagnosis_dem_nondem",
             "Does this person have dementia?",

@@ -1,8 +1,8 @@
 """The one schema of harmonized images: what each column means, its unit, and what it may hold.
 
-One row per accepted image. Closed vocabularies are text columns (parquet dictionary-encodes them); maps are JSON text with
-sorted keys. Columns that a later stage knows (the normalized volume, the split) are part of the schema but not of the table
-that ``harmonize`` writes: they stand in ``data/volumes`` and ``data/splits`` under the same names.
+One row per accepted image. Closed vocabularies are text columns (parquet dictionary-encodes them); maps are JSON text
+with sorted keys. Columns that a later stage knows (the normalized volume, the split) are part of the schema but not of
+the table that ``harmonize`` writes: they stand in ``data/volumes`` and ``data/splits`` under the same names.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAXIMUM_LISTED_VIOLATIONS = 60
+AGE_TOLERANCE_YEARS = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,43 @@ class Column:
 _SOURCES = ("measured", "crosswalk", "carried")
 
 IMAGE_COLUMNS: tuple[Column, ...] = (
-    Column("image_id", "string", "primary key: first 16 hex digits of SHA-1 of cohort and native image key", nullable=False),
-    Column("dataset", "dictionary", "cohort", nullable=False, allowed=("ADNI", "NACC", "OASIS", "AIBL", "MIRIAD", "IXI")),
+    Column(
+        "image_id", "string", "primary key: first 16 hex digits of SHA-1 of cohort and native image key", nullable=False
+    ),
+    Column(
+        "dataset", "dictionary", "cohort", nullable=False, allowed=("ADNI", "NACC", "OASIS", "AIBL", "MIRIAD", "IXI")
+    ),
     Column("release", "string", "ADNI phase, data freeze, OASIS-1/2/3, or name of the extract", nullable=False),
     Column("participant_id", "string", "BIDS participant label, sub-...", nullable=False),
-    Column("person_id", "string", "the participant, or the person that several participant labels share; the key of splits",
-           nullable=False),
+    Column(
+        "person_id",
+        "string",
+        "the participant, or the person that several participant labels share; the key of splits",
+        nullable=False,
+    ),
     Column("native_subject_id", "string", "the custodian's participant id", nullable=False),
     Column("session_id", "string", "BIDS session label, ses-...", nullable=False),
     Column("run", "int8", "repeat within the session, from 1", nullable=False, low=1),
     Column("native_image_key", "string", "the custodian's key of the image", nullable=False),
-    Column("variant", "dictionary", "what kind of file it is", nullable=False,
-           allowed=("raw", "averaged", "processed", "derived")),
+    Column(
+        "variant",
+        "dictionary",
+        "what kind of file it is",
+        nullable=False,
+        allowed=("raw", "averaged", "processed", "derived"),
+    ),
     Column("variant_of", "string", "image_id of the acquisition that a derived file comes from"),
-    Column("selected", "bool", "whether the image takes part (one per visit, unless all are asked for)", nullable=False),
+    Column(
+        "selected", "bool", "whether the image takes part (one per visit, unless all are asked for)", nullable=False
+    ),
     Column("source_path", "string", "file or series folder, relative to the cohort's folder", nullable=False),
-    Column("source_format", "dictionary", "file format", nullable=False, allowed=("dicom", "nifti", "analyze", "nifti_pair")),
+    Column(
+        "source_format",
+        "dictionary",
+        "file format",
+        nullable=False,
+        allowed=("dicom", "nifti", "analyze", "nifti_pair"),
+    ),
     Column("source_sha256", "string", "hash of the sorted hashes of the source files"),
     Column("data_sha256", "string", "hash of the voxel array", nullable=False),
     Column("norm_path", "string", "normalized volume", stage="normalize"),
@@ -98,21 +120,32 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
     Column("shape", "list<int32>", "native voxels along each axis", "voxels", nullable=False),
     Column("zooms", "list<float32>", "native voxel size along each axis", "mm", nullable=False),
     Column("orientation", "string", "native axis codes, e.g. RAS", nullable=False),
-    Column("affine_source", "dictionary", "whether the header's orientation was trusted", nullable=False,
-           allowed=("header", "assumed")),
+    Column(
+        "affine_source",
+        "dictionary",
+        "whether the header's orientation was trusted",
+        nullable=False,
+        allowed=("header", "assumed"),
+    ),
     Column("field_strength_t", "float32", "scanner field strength", "T", low=0.01, high=12),
     Column("manufacturer", "string", "scanner manufacturer"),
     Column("scanner_model", "string", "scanner model"),
     Column("series_description", "string", "the sequence's name; never printed in the record text"),
-    Column("selection_rank", "int8", "rank of the chosen series among the visit's candidates, 1 is the preferred", low=0),
+    Column(
+        "selection_rank", "int8", "rank of the chosen series among the visit's candidates, 1 is the preferred", low=0
+    ),
     Column("qc_score", "float32", "custodian's image quality score"),
     Column("scan_date", "date32", "date of the scan where the custodian gives one"),
     Column("scan_day", "int32", "days from the person's first known event", "days"),
     Column("visit_code", "string", "native code of the matched visit"),
     Column("visit_month", "float32", "matched visit, months from baseline", "months"),
     Column("match_delta_days", "int32", "scan minus visit", "days"),
-    Column("match_method", "dictionary", "how scan and visit were matched",
-           allowed=("exact_label", "date_nearest", "ida_visit", "file_name")),
+    Column(
+        "match_method",
+        "dictionary",
+        "how scan and visit were matched",
+        allowed=("exact_label", "date_nearest", "ida_visit", "file_name"),
+    ),
     Column("sex", "dictionary", "sex", nullable=False, allowed=("F", "M")),
     Column("age_years", "float32", "age at the scan", "years", low=15, high=110),
     Column("age_precision", "dictionary", "how exactly the age is known", allowed=("day", "month", "year", "integer")),
@@ -147,24 +180,40 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
     Column("history", "map<string,int8>", "medical history by canonical name, 0 absent, 1 present", nullable=False),
     Column("dx_native", "string", "diagnosis at the matched visit in the cohort's own words"),
     Column("dx_subject_level", "string", "enrolment or study group; never a visit's diagnosis"),
-    Column("dx3", "dictionary", "normal cognition, mild cognitive impairment, dementia", allowed=("NC", "MCI", "AD_DEM")),
+    Column(
+        "dx3", "dictionary", "normal cognition, mild cognitive impairment, dementia", allowed=("NC", "MCI", "AD_DEM")
+    ),
     Column("dx2", "dictionary", "dementia or not; OASIS by global CDR", allowed=("NonDEM", "DEM")),
     Column("mci_stage", "dictionary", "early or late MCI", allowed=("EMCI", "LMCI")),
-    Column("mci_course", "dictionary", "stable or progressive MCI over 36 months (looks into the future)",
-           allowed=("sMCI", "pMCI")),
-    Column("mci_course_reason", "dictionary", "why the course is undecided",
-           allowed=("censored_lt_36m", "late_converter", "reverted_to_cn", "unstable_conversion")),
+    Column(
+        "mci_course",
+        "dictionary",
+        "stable or progressive MCI over 36 months (looks into the future)",
+        allowed=("sMCI", "pMCI"),
+    ),
+    Column(
+        "mci_course_reason",
+        "dictionary",
+        "why the course is undecided",
+        allowed=("censored_lt_36m", "late_converter", "reverted_to_cn", "unstable_conversion"),
+    ),
     Column("days_to_dementia", "int32", "matched visit to the first later dementia", "days", low=0),
     Column("followup_days", "int32", "matched visit to the last later diagnosis", "days", low=0),
     Column("dementia_etiology", "dictionary", "cause of the dementia", allowed=("AD", "other", "unknown")),
-    Column("split", "dictionary", "train, val, test, fold, zeroshot or excluded", nullable=False, stage="split",
-           allowed=("train", "val", "test", "fold", "zeroshot", "excluded")),
+    Column(
+        "split",
+        "dictionary",
+        "train, val, test, fold, zeroshot or excluded",
+        nullable=False,
+        stage="split",
+        allowed=("train", "val", "test", "fold", "zeroshot", "excluded"),
+    ),
     Column("benchmark", "string", "benchmarks that the image belongs to, joined by a semicolon", stage="split"),
     Column("ehr_text", "string", "the full record as text, without any diagnosis"),
     Column("ehr_fields", "list<string>", "the fields that the text prints"),
     Column("ehr_template", "string", "template and version of the text"),
     Column("provenance", "string", "JSON: source file, row and rule of each value"),
-)  # fmt: skip
+)
 
 HARMONIZED_COLUMNS: tuple[Column, ...] = tuple(column for column in IMAGE_COLUMNS if column.stage == "harmonize")
 COLUMN_BY_NAME: dict[str, Column] = {column.name: column for column in IMAGE_COLUMNS}
@@ -215,7 +264,7 @@ def coerce_column(values: pd.Series, column: Column) -> pd.Series:
         return pd.Series(flags, index=values.index, dtype=bool)
     if column.dtype == "date32":
         dates = [_date_or_none(value) for value in values]
-        return pd.Series(pd.array(dates, dtype=pd.ArrowDtype(pa.date32())), index=values.index)
+        return pd.Series(dates, index=values.index, dtype=pd.ArrowDtype(pa.date32()))
     if column.dtype.startswith("map"):
         return pd.Series([_json_map(value) for value in values], index=values.index, dtype="str")
     kind = {"list<int32>": np.int32, "list<float32>": np.float32}.get(column.dtype)
@@ -245,7 +294,8 @@ def _items(value: Any) -> list[Any] | None:
 def coerce_images(table: pd.DataFrame) -> pd.DataFrame:
     """``table`` with exactly the columns of the harmonized schema, in order and in their storage types.
 
-    Absent columns become missing; columns that the schema does not know are left out (they stay in the cohort's own table).
+    Absent columns become missing; columns that the schema does not know are left out (they stay in the cohort's own
+    table).
     """
     import pandas as pd
 
@@ -263,26 +313,30 @@ def _agree(table: pd.DataFrame) -> pd.Series:
     return ~both | (expected == table["dx2"])
 
 
-def _constant_within_person(table: pd.DataFrame, column: str) -> pd.Series:
-    return table.groupby("person_id")[column].transform("nunique") <= 1
+def _constant(table: pd.DataFrame, column: str) -> pd.Series:
+    # By participant: records of linked participants come from different custodians and are compared, not refused.
+    return table.groupby("participant_id")[column].transform("nunique") <= 1
 
 
 def age_goes_forward(table: pd.DataFrame) -> pd.Series:
     """Per row: whether the participant's ages do not fall over time by more than a year (the tolerance)."""
     import pandas as pd
 
-    day = table["scan_day"].astype("float64")
-    dated = pd.to_datetime(table["scan_date"].astype("str"), errors="coerce")
-    day = day.where(day.notna(), (dated - pd.Timestamp("1970-01-01")).dt.days)
+    dates = pd.to_datetime(table["scan_date"].astype("str"), errors="coerce")
+    days = {
+        "scan_day": table["scan_day"].astype("float64"),
+        "scan_date": (dates - pd.Timestamp(0)) / pd.Timedelta(days=1),
+    }
     result = pd.Series(True, index=table.index)
-    known = pd.DataFrame(
-        {"participant": table["participant_id"], "day": day, "age": table["age_years"].astype("float64")}
-    ).dropna()
-    ordered = known.sort_values(["participant", "day"], kind="stable")
-    oldest = ordered.groupby("participant")["age"].cummax()
-    wrong = ordered.index[ordered["age"] < oldest - 1.0]
-    bad = known.loc[wrong, "participant"].unique()
-    result[table["participant_id"].isin(bad)] = False
+    # The two scales have different origins: each is looked at by itself.
+    for day in days.values():
+        known = pd.DataFrame(
+            {"participant": table["participant_id"], "day": day, "age": table["age_years"].astype("float64")}
+        ).dropna()
+        ordered = known.sort_values(["participant", "day"], kind="stable")
+        oldest = ordered.groupby("participant")["age"].cummax()
+        fallen = ordered.loc[ordered["age"] < oldest - AGE_TOLERANCE_YEARS, "participant"].unique()
+        result &= ~table["participant_id"].isin(fallen)
     return result
 
 
@@ -294,7 +348,6 @@ def validate_images(table: pd.DataFrame) -> None:
     InputError
         Names every violation at once: column, rule, number of rows and an example's ``image_id``.
     """
-    import pandas as pd
     import pandera.pandas as pa
     from pandera.errors import SchemaErrors
 
@@ -308,7 +361,9 @@ def validate_images(table: pd.DataFrame) -> None:
     columns = {
         column.name: pa.Column(
             None,
-            checks=[accepts(column)] if column.allowed or column.low is not None or column.high is not None or column.step else [],
+            checks=[accepts(column)]
+            if column.allowed or column.low is not None or column.high is not None or column.step
+            else [],
             nullable=column.nullable,
             required=column.stage == "harmonize",
         )
@@ -319,12 +374,14 @@ def validate_images(table: pd.DataFrame) -> None:
         pa.Check(lambda t: ~t["image_id"].duplicated(keep=False), name="image_id is unique"),
         pa.Check(
             # Derived files of one acquisition are told apart by what they derive from.
-            lambda t: ~t[t["selected"]].duplicated([*key, "native_image_key"], keep=False).reindex(t.index, fill_value=False),
+            lambda t: (
+                ~t[t["selected"]].duplicated([*key, "native_image_key"], keep=False).reindex(t.index, fill_value=False)
+            ),
             name="participant, session, run, variant and native key are unique",
         ),
         pa.Check(_agree, name="dx3 and dx2 agree"),
-        pa.Check(lambda t: _constant_within_person(t, "sex"), name="sex is constant within a person"),
-        pa.Check(lambda t: _constant_within_person(t, "apoe_genotype"), name="APOE is constant within a person"),
+        pa.Check(lambda t: _constant(t, "sex"), name="sex is constant within a participant"),
+        pa.Check(lambda t: _constant(t, "apoe_genotype"), name="APOE is constant within a participant"),
         pa.Check(age_goes_forward, name="age does not fall over time"),
     ]
     problems: list[str] = []
@@ -377,8 +434,13 @@ def data_dictionary_markdown() -> str:
     ]
     for column in IMAGE_COLUMNS:
         cells = (
-            f"`{column.name}`", column.dtype, column.unit, _rule(column), "yes" if column.nullable else "no", column.doc,
+            f"`{column.name}`",
+            column.dtype,
+            column.unit,
+            _rule(column),
+            "yes" if column.nullable else "no",
+            column.doc,
             column.stage,
-        )  # fmt: skip
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

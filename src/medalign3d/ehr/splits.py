@@ -2,16 +2,17 @@
 
 Held-out mode
     A person is held out when the hash of the person id falls below the share that ``split.test_fraction`` (or the
-    benchmark's own ``test_fraction`` of the person's class) sets. Neither the presence nor the number of other people plays a
-    part, so people who join later never move anybody. Among the held-out people each benchmark takes equally many images of
-    each class, at most ``per_class``, at most ``maximum_images_per_person`` of a person, and of one class per person; the
-    choice is spread over sex, age tercile and field strength. When a class has too few, all classes shrink alike and the
-    benchmark's name says so (``ADNI-3x14``). Held-out images that no benchmark takes have split ``test`` and no benchmark: they
-    are neither trained on nor counted. Of the other people with a label a hashed share is for validation. People without a
-    label are trained on (images only).
+    benchmark's own ``test_fraction`` of the person's class) sets. Neither the presence nor the number of other people
+    plays a part, so people who join later never move anybody. Among the held-out people each benchmark takes equally
+    many images of each class, at most ``per_class``, at most ``maximum_images_per_person`` of a person, and of one
+    class per person; the choice is spread over sex, age tercile and field strength. When a class has too few, all
+    classes shrink alike and the benchmark's name says so (``ADNI-3x14``). Held-out images that no benchmark takes have
+    split ``test`` and no benchmark: they are neither trained on nor counted. Of the other people with a label a hashed
+    share is for validation. People without a label are trained on (images only).
 Cross-validation mode
-    People with a label are dealt into folds, class by class in hash order, so that every fold has its share of each class.
-    Folds are as even as can be, hence they do change when people join. People without a label are always trained on.
+    People with a label are dealt into folds, class by class in hash order, so that every fold has its share of each
+    class. Folds are as even as can be, hence they do change when people join. People without a label are always trained
+    on.
 Zero-shot benchmarks
     Every image of the cohort has split ``zeroshot``; a person who is linked to one is not used in any other cohort.
 
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medalign3d.ehr.questions import class_of, get_question
-from medalign3d.ehr.values import is_missing, number_or_none, text_or_none
+from medalign3d.ehr.values import is_missing, number_or_none, records_of, text_or_none
 from medalign3d.errors import InputError, MedAlignError, ParameterError
 from medalign3d.files import sha256_file, write_csv, write_json
 
@@ -77,9 +78,11 @@ def _read_images(
     needed = ("image_id", "person_id", "dataset")
     missing = [name for name in needed if name not in images]
     if missing:
-        raise InputError("the harmonized table lacks columns", found=f"no {', '.join(missing)}", expected=", ".join(needed))
+        raise InputError(
+            "the harmonized table lacks columns", found=f"no {', '.join(missing)}", expected=", ".join(needed)
+        )
     result = []
-    for row in images.to_dict("records"):
+    for row in records_of(images):
         dataset = str(row["dataset"])
         classes = {}
         for name, benchmark in benchmarks.items():
@@ -158,7 +161,9 @@ def _candidates(
         # A derived file is the same picture again: it is never counted.
         if image.usable and not image.derived and benchmark_name in image.classes:
             by_person[image.person_id].append(image)
-    people = Counter(code for group in by_person.values() for code in {image.classes[benchmark_name] for image in group})
+    people = Counter(
+        code for group in by_person.values() for code in {image.classes[benchmark_name] for image in group}
+    )
     result: dict[str, list[list[_Image]]] = {code: [] for code in get_question(benchmark.question).classes}
     for person in sorted(by_person):
         codes = {image.classes[benchmark_name] for image in by_person[person]}
@@ -261,10 +266,11 @@ def make_splits(images: pd.DataFrame, params: Params, usable_image_ids: Collecti
     Returns
     -------
     DataFrame
-        One row per image, sorted by image id, with ``image_id``, ``person_id``, ``dataset``, ``split`` (train, val, test,
-        zeroshot, excluded; ``fold`` for people that cross-validation tests), ``fold`` (-1: none), ``class``, ``benchmark``
-        (empty: none; several are joined by a semicolon, and ``class`` alike; without a benchmark ``class`` is that of the
-        cohort's first question) and ``validation_draw`` (below 1: for validation whenever not tested).
+        One row per image, sorted by image id, with ``image_id``, ``person_id``, ``dataset``, ``split`` (train, val,
+        test, zeroshot, excluded; ``fold`` for people that cross-validation tests), ``fold`` (-1: none), ``class``,
+        ``benchmark`` (empty: none; several are joined by a semicolon, and ``class`` alike; without a benchmark
+        ``class`` is that of the cohort's first question) and ``validation_draw`` (below 1: for validation whenever not
+        tested).
 
     Raises
     ------
@@ -336,7 +342,7 @@ def make_splits(images: pd.DataFrame, params: Params, usable_image_ids: Collecti
         )
     assignment = pd.DataFrame(rows, columns=list(ASSIGNMENT_COLUMNS)).astype(
         {"fold": "int64", "validation_draw": "float64"}
-        | {name: "str" for name in ("image_id", "person_id", "dataset", "split", "class", "benchmark")}
+        | dict.fromkeys(("image_id", "person_id", "dataset", "split", "class", "benchmark"), "str")
     )
     assignment.attrs["benchmarks"] = sorted(members)
     check_disjoint(assignment, images)
@@ -369,10 +375,14 @@ def _members(
         else:
             held_out = [image for image in own if roles.get(image.person_id) == "test"]
             real_name, chosen = _balanced(name, benchmark, held_out, split)
-            trained = {image.classes.get(name) for image in own if image.usable and roles.get(image.person_id) == "train"}
+            trained = {
+                image.classes.get(name) for image in own if image.usable and roles.get(image.person_id) == "train"
+            }
             for code in get_question(benchmark.question).classes:
                 if code not in trained:
-                    warnings.warn(f"benchmark {real_name}: nobody of class {code} is trained on", SmallBenchmark, stacklevel=3)
+                    warnings.warn(
+                        f"benchmark {real_name}: nobody of class {code} is trained on", SmallBenchmark, stacklevel=3
+                    )
         classes = set(chosen.values())
         if not chosen:
             warnings.warn(f"benchmark {real_name}: no image can be used; it is left out", SmallBenchmark, stacklevel=3)
@@ -450,15 +460,17 @@ def split_for_run(assignment: pd.DataFrame, mode: str, run: int) -> pd.Series:
         ]
     elif mode != "held_out":
         raise ParameterError("unknown split mode", found=repr(mode), expected="held_out or cross_validation")
-    return pd.Series(parts, index=pd.Index(assignment["image_id"].astype(str), name="image_id"), name="split", dtype="str")
+    return pd.Series(
+        parts, index=pd.Index(assignment["image_id"].astype(str), name="image_id"), name="split", dtype="str"
+    )
 
 
 def benchmark_table(assignment: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The images of one benchmark: ``image_id``, ``person_id``, ``split``, ``class`` (that of the benchmark's question)."""
+    """The images of one benchmark: ``image_id``, ``person_id``, ``split`` and the ``class`` that its question asks for."""
     import pandas as pd
 
     rows = []
-    for row in assignment.to_dict("records"):
+    for row in records_of(assignment):
         names = str(row["benchmark"]).split(";")
         if name in names:
             code = str(row["class"]).split(";")[names.index(name)]
@@ -494,7 +506,7 @@ def write_splits(assignment: pd.DataFrame, out_dir: str | Path, params: Params) 
     rows = assignment[list(ASSIGNMENT_COLUMNS)].assign(
         validation_draw=[f"{value:.6f}" for value in assignment["validation_draw"]]
     )
-    write_csv(folder / "assignment.csv", rows.to_dict("records"), list(ASSIGNMENT_COLUMNS))
+    write_csv(folder / "assignment.csv", records_of(rows), list(ASSIGNMENT_COLUMNS))
     used = assignment[assignment["split"] != "excluded"]
     index: dict[str, Any] = {
         "mode": params.split.mode,
@@ -509,7 +521,7 @@ def write_splits(assignment: pd.DataFrame, out_dir: str | Path, params: Params) 
     }
     for name in benchmark_names(assignment):
         table = benchmark_table(assignment, name)
-        write_csv(folder / f"{name}.csv", table.to_dict("records"), list(BENCHMARK_COLUMNS))
+        write_csv(folder / f"{name}.csv", records_of(table), list(BENCHMARK_COLUMNS))
         benchmark = benchmark_parameters(name, params)
         index["benchmarks"][name] = {
             "file": f"{name}.csv",
@@ -541,5 +553,7 @@ def read_assignment(path: str | Path) -> pd.DataFrame:
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     missing = [name for name in ASSIGNMENT_COLUMNS if name not in table]
     if missing:
-        raise InputError("the split lacks columns", where=file, found=f"no {', '.join(missing)}", remedy="run `dvc repro split`")
+        raise InputError(
+            "the split lacks columns", where=file, found=f"no {', '.join(missing)}", remedy="run `dvc repro split`"
+        )
     return table.astype({"fold": "int64", "validation_draw": "float64"})

@@ -30,7 +30,9 @@ def _diagnoses(rows: pd.DataFrame) -> dict[str, int]:
     column = "dx3" if rows["dx3"].notna().any() else "dx2"
     order = {
         code: position
-        for position, code in enumerate((*QUESTIONS["diagnosis_nc_mci_ad"].answers, *QUESTIONS["diagnosis_dem_nondem"].answers))
+        for position, code in enumerate(
+            (*QUESTIONS["diagnosis_nc_mci_ad"].answers, *QUESTIONS["diagnosis_dem_nondem"].answers)
+        )
     }
     counts = {str(code): int(n) for code, n in rows[column].value_counts().items()}
     result = {code: counts[code] for code in sorted(counts, key=lambda item: order.get(item, len(order)))}
@@ -48,8 +50,8 @@ def cohort_summary(images: pd.DataFrame, *, minimum_cell: int = 1, selected_only
     images
         The harmonized table.
     minimum_cell
-        Counts from 1 to ``minimum_cell - 1`` are replaced by ``suppressed``; when one sex is, the other one is too, since it
-        would follow from the total. The age range of so few people is suppressed as well. 0 is printed.
+        Counts from 1 to ``minimum_cell - 1`` are replaced by ``suppressed``; when one sex is, the other one is too,
+        since it would follow from the total. The age range of so few people is suppressed as well. 0 is printed.
     selected_only
         Leave out images that do not take part.
 

@@ -351,7 +351,9 @@ def find_leaks(text: str) -> list[str]:
     >>> find_leaks("MMSE 20/30; probable Alzheimer's disease (AD), converted to dementia 2011-03-04")
     ['AD', 'Alzheimer', 'converted', 'dementia', '2011-03-04']
     """
-    return [match.group(0) for pattern in (_LEAK_ACRONYMS, _LEAK_WORDS, _LEAK_DATES) for match in pattern.finditer(text)]
+    return [
+        match.group(0) for pattern in (_LEAK_ACRONYMS, _LEAK_WORDS, _LEAK_DATES) for match in pattern.finditer(text)
+    ]
 
 
 def is_printed(record: Mapping[str, Any], field: str) -> bool:

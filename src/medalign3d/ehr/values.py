@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def records_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as dictionaries keyed by column name."""
+    return cast("list[dict[str, Any]]", table.to_dict("records"))
 
 
 def is_missing(value: Any) -> bool:
