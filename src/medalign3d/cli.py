@@ -83,8 +83,19 @@ def _default_model() -> Path:
     )
 
 
+def _known_question(asked: str) -> str:
+    """The name of a closed question when ``asked`` is its name or its words, else ``asked`` itself."""
+    from medalign3d.ehr.questions import QUESTIONS
+
+    for name, question in QUESTIONS.items():
+        if asked.strip().lower() in (name, question.text.lower()):
+            return name
+    return asked
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     from medalign3d.evaluation.predict import answer_one
+    from medalign3d.files import read_json
     from medalign3d.volumes import normalize_inputs_in_memory
 
     params = _params(arguments.params)
@@ -93,14 +104,18 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise InputError("no such model", where=model_directory, expected="a folder that `dvc repro` made")
     normalized = normalize_inputs_in_memory(Path(arguments.image), params)
     text = _record_text(arguments, params)
-    answer = answer_one(model_directory, normalized.array, text, arguments.question)
+    answer = answer_one(model_directory, normalized.array, text, _known_question(arguments.question))
     if text:
         print(f"record:   {text}")
-    print(f"question: {arguments.question}")
-    print(f"answer:   {answer.text}")
-    for candidate, probability in answer.candidates.items():
-        print(f"          {probability:6.1%}  {candidate}")
-    print(f"model:    {model_directory}" + ("  (trained on simulated people)" if answer.simulated else ""))
+    print(f"question: {answer['question']}")
+    print(f"answer:   {answer['answer']}")
+    for code, share in answer["probabilities"].items():
+        print(f"          {share:6.1%}  {code}")
+    simulated = read_json(model_directory / "metrics.json").get("simulated", False)
+    print(
+        f"model:    {model_directory}"
+        + ("  (trained on SIMULATED people: of no use for patients)" if simulated else "")
+    )
     print("This is research software, not a medical device: never base a decision about a person on it.")
     return EXIT_DONE
 
@@ -187,7 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
         "predict",
         "answer a question about one scan",
         '  medalign3d predict --image scan.nii.gz --text "Age 74 years; female; MMSE 24/30." \\\n'
-        '      --question "What is the diagnosis?"',
+        '      --question "What is the cognitive diagnosis of this person?"',
     )
     predict.add_argument("--image", required=True, metavar="FILE", help="NIfTI, Analyze, DICOM folder or zip")
     record = predict.add_mutually_exclusive_group()
