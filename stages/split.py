@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from common import DATA, run_stage
-from medalign3d.ehr.splits import make_splits, write_splits
-from medalign3d.volumes.store import load_index
 
+from medalign3d.ehr.splits import make_splits, write_splits
 from medalign3d.files import read_parquet
 from medalign3d.params import Params
+from medalign3d.volumes.store import load_index
 
 
 def main(params: Params) -> None:

@@ -17,8 +17,8 @@ def main(params: Params) -> None:
     tracker = functools.partial(track_run, params, f"tune@{name}")
     for result in run_tune(params, name, data_dir=DATA, tracker=tracker):
         print(
-            f"tuned {name} run {result['run']}: validation {result['validation_score']:.3f} at step {result['best_step']}, "
-            f"{result['samples_per_second']:.0f} samples/s"
+            f"tuned {name} run {result['run']}: validation {result['validation_score']:.3f} "
+            f"at step {result['best_step']}, {result['samples_per_second']:.0f} samples/s"
         )
 
 

@@ -12,8 +12,8 @@ def accuracies(predictions: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with ``benchmark, split, setting, text_ablation, runs, images, accuracy, balanced_accuracy``; validation rows
-    stand apart from test rows. No row describes a single person.
+    DataFrame with ``benchmark, split, setting, text_ablation, runs, images, accuracy, balanced_accuracy``; validation
+    rows stand apart from test rows. No row describes a single person.
     """
     rows = []
     keys = ["benchmark", "split", "setting", "text_ablation"]
