@@ -77,3 +77,65 @@ CROSS_COHORT_DUPLICATE  NACC    image drop       stage ``harmonize``: voxels equ
 
 Repeats of an acquisition (OASIS-2 ``mpr-2``, MIRIAD ``MR_2``) are good images: not faults and not in the key.
 """
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the answer key."""
+
+    reason: str
+    level: str
+    severity: str
+    key: dict[str, str]
+    detail: str = ""
+    stage: str = "ingest"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as it stands in ``faults.json``."""
+        return asdict(self)
+
+
+def image_fault(reason: str, key: str, severity: str = "drop", detail: str = "", stage: str = "ingest") -> Fault:
+    """A fault of one image."""
+    return Fault(reason, "image", severity, {"native_image_key": key}, detail, stage)
+
+
+def visit_fault(reason: str, subject: str, visit_code: str, severity: str = "warn", detail: str = "") -> Fault:
+    """A fault of one visit."""
+    return Fault(reason, "visit", severity, {"native_subject_id": subject, "visit_code": visit_code}, detail)
+
+
+def field_fault(reason: str, subject: str, visit_code: str, column: str, detail: str = "") -> Fault:
+    """A fault of one value."""
+    key = {"native_subject_id": subject, "visit_code": visit_code, "column": column}
+    return Fault(reason, "field", "null_field", key, detail)
+
+
+def table_fault(reason: str, file: str, detail: str = "") -> Fault:
+    """A fault of one table."""
+    return Fault(reason, "table", "warn", {"file": file}, detail)
+
+
+# Which planted reasons need a person of their own, per cohort (OASIS: per release).
+PLANTED: dict[str, tuple[str, ...]] = {
+    "ADNI": (
+        "ID_UNPARSABLE", "IMAGE_WITHOUT_FILE", "QC_FAIL", "DIAGNOSIS_CONFLICT", "DATE_IN_FUTURE", "VISCODE_UNKNOWN",
+        "IMAGE_UNREADABLE", "IMAGE_TOO_THICK", "CROSS_COHORT_DUPLICATE",
+    ),
+    "NACC": (
+        "FILE_WITHOUT_RECORD", "NOT_T1", "NO_VISIT_IN_WINDOW", "DIAGNOSIS_OUT_OF_SCOPE", "SEX_MISSING",
+        "DATE_UNPARSABLE", "SENTINEL_UNKNOWN", "KNOWN_BAD_CONVERSION", "CROSS_COHORT_DUPLICATE",
+    ),
+    "OASIS-1": ("AMBIGUOUS_FILE", "DERIVED_VARIANT", "AGE_OUT_OF_RANGE"),
+    "OASIS-2": ("VALUE_OUT_OF_RANGE", "IMAGE_TRUNCATED"),
+    "AIBL": (
+        "ID_NOT_IN_CLINICAL", "DUPLICATE_KEY_IDENTICAL", "DUPLICATE_KEY_CONFLICT", "NO_DIAGNOSIS", "AGE_INCONSISTENT",
+        "IMAGE_BAD_AFFINE", "CSV_BAD_LINE",
+    ),
+    "MIRIAD": ("DUPLICATE_IMAGE_BYTES", "AGE_MISSING", "SEX_CONFLICT", "IMAGE_NOT_3D", "IMAGE_EMPTY"),
+}  # fmt: skip
