@@ -1,0 +1,204 @@
+"""MIRIAD: NIfTI files whose names tell participant, group, sex, visit and scan; XNAT exports for age and scores.
+
+The exports are known by their headers. Files without any export are ingested: group and sex stand in the name, the age
+stays unknown. The group holds for the whole study (AD, or HC for healthy control).
+
+Not supported: the dataset's tar archive unless it is unpacked.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medalign3d.cohorts.base import FoundImage, Ingest, IngestResult, QuarantineReason, Sourced, Visit, no_images
+from medalign3d.cohorts.images import ImageFile
+from medalign3d.cohorts.tables import Row, Table, headers
+from medalign3d.cohorts.values import CDR_GLOBAL, CDR_SUM, EDUCATION_YEARS, MMSE, SES, Quantity, parse_sex
+from medalign3d.params import Params
+
+FILE_NAME = re.compile(
+    r"miriad_(?P<subject>\d{3})_(?P<group>AD|HC)_(?P<sex>[MF])_(?P<visit>\d{2})_MR_(?P<scan>\d+)(?:\.nii(?:\.gz)?)?",
+    re.IGNORECASE,
+)
+SESSION_LABEL = re.compile(
+    r"miriad_(?P<subject>\d{3})_(?P<visit>\d{1,2})_(?P<what>[A-Za-z]+)(?:_(?P<scan>\d+))?", re.IGNORECASE
+)
+DIAGNOSIS = {"AD": "AD", "HC": "HC"}
+WEEKS = {1: 0, 2: 2, 3: 6, 4: 14, 5: 26, 6: 38, 7: 52, 8: 78, 9: 104}
+FIELD_STRENGTH_T = 1.5
+
+
+def _subject(cell: str) -> str | None:
+    match = re.search(r"(\d{3})", cell)
+    return f"miriad_{match[1]}" if match else None
+
+
+def _label(row: Row) -> re.Match[str] | None:
+    for name in ("MR ID", "Label", "ID", "Session"):
+        if match := SESSION_LABEL.match(row.get(name)):
+            return match
+    return None
+
+
+def ingest(root: Path, params: Params, workers: int) -> IngestResult:
+    """Read MIRIAD."""
+    book = Ingest("MIRIAD", root, params, workers)
+    found = headers(root, book.files)
+    ages: dict[tuple[str, int], Sourced] = {}
+    sexes: dict[str, set[str]] = {}
+    sex_sources: dict[str, Sourced] = {}
+    people: dict[str, dict[str, Sourced]] = {}
+    known: set[str] = set()
+
+    def add_sex(subject: str, row: Row) -> None:
+        sourced = book.value(row, subject, "", parse_sex, "M/F", "Gender", "Sex")
+        if sourced is not None:
+            sexes.setdefault(subject, set()).add(sourced.value)
+            sex_sources[subject] = sourced
+
+    for path, keys in sorted(found.items()):
+        if {"mmse", "cdr"} & keys and "subject" in keys:
+            _read_scores(book, book.read(path, "scores"), known)
+        elif ("mr_id" in keys or "label" in keys) and "age" in keys:
+            table = book.read(path, "MR sessions")
+            for row in table.rows():
+                label = _label(row)
+                subject = f"miriad_{label['subject']}" if label else _subject(row.get("Subject"))
+                if subject is None:
+                    book.row_without_id(row)
+                    continue
+                known.add(subject)
+                add_sex(subject, row)
+                if label is None:
+                    continue
+                age = book.value(row, subject, f"{int(label['visit']):02d}", Quantity(0, 150), "Age")
+                if age is not None:
+                    ages.setdefault((subject, int(label["visit"])), age)
+        elif "subject" in keys and {"gender", "m_f"} & keys:
+            table = book.read(path, "subjects")
+            for row in table.rows():
+                subject = _subject(row.get("Subject"))
+                if subject is None:
+                    book.row_without_id(row)
+                    continue
+                known.add(subject)
+                add_sex(subject, row)
+                person = people.setdefault(subject, {})
+                hand = row.get("Hand").upper()[:1]
+                if hand in ("R", "L", "A"):
+                    person["handedness"] = Sourced(hand, table.relative, row.line, "Hand")
+                for column, name, quantity in (("educ_years", "Education", EDUCATION_YEARS), ("ses", "Ses", SES)):
+                    sourced = book.value(row, subject, "", quantity, name)
+                    if sourced is not None:
+                        person[column] = sourced
+
+    names: dict[str, int] = {}
+    for path in book.files:
+        name = PurePosixPath(path).name
+        if not name.lower().endswith((".nii", ".nii.gz")):
+            continue
+        stem = re.sub(r"\.nii(?:\.gz)?$", "", name, flags=re.IGNORECASE)
+        names[stem] = names.get(stem, 0) + 1
+        item = FoundImage(stem, ImageFile(path, "nifti", (path,)))
+        book.images.append(item)
+        match = FILE_NAME.fullmatch(name)
+        if match is None:
+            # The archive's folder form has plain file names below a session folder; group and sex are then unknown.
+            book.drop(
+                item,
+                QuarantineReason.ID_UNPARSABLE,
+                "the name is not miriad_<participant>_<group>_<sex>_<visit>_MR_<scan>",
+            )
+            continue
+        subject, number, scan = f"miriad_{match['subject']}", int(match["visit"]), int(match["scan"])
+        group, sex = match["group"].upper(), match["sex"].upper()
+        item.subject, item.session, item.order, item.rank = subject, f"{number:02d}", (scan,), (scan,)
+        if known and subject not in known:
+            book.drop(item, QuarantineReason.ID_NOT_IN_CLINICAL, "the tables do not know the participant")
+            continue
+        if sexes.get(subject, {sex}) != {sex}:
+            source = sex_sources[subject]
+            book.drop(
+                item,
+                QuarantineReason.SEX_CONFLICT,
+                "the file name and the tables differ on sex",
+                source.file,
+                source.row,
+            )
+            continue
+        visit = book.visit(subject, f"{number:02d}")
+        visit.month = round(WEEKS[number] * 7 / 30.4375, 2) if number in WEEKS else None
+        visit.day = WEEKS[number] * 7 if number in WEEKS else None
+        rule = {"file": path, "row": None, "rule": "group in the file name"}
+        visit.values["dx_native"] = DIAGNOSIS[group]
+        visit.provenance["dx_native"] = rule
+        book.attach(item, visit, "file_name", 0)
+        item.scan_day = visit.day
+        item.values.update(sex=sex, dx_subject_level=group, field_strength_t=FIELD_STRENGTH_T, release="MIRIAD")
+        item.provenance["sex"] = {"file": path, "row": None, "rule": "sex in the file name"}
+        for column, sourced in people.get(subject, {}).items():
+            book.set_person(item, column, sourced)
+        if known:
+            age = ages.get((subject, number))
+            book.set_age(
+                item,
+                age.value if age else None,
+                "month",
+                "Age of the MR session",
+                age.file if age else None,
+                age.row if age else None,
+            )
+    if not book.images:
+        raise no_images(root, "MIRIAD", "files named miriad_<participant>_<AD|HC>_<M|F>_<visit>_MR_<scan>.nii")
+    groups: dict[str, str] = {}
+    for visit in book.visits.values():
+        if "dx_native" in visit.values:
+            groups[visit.subject] = visit.values["dx_native"]
+    for visit in book.visits.values():
+        _finish_visit(visit, groups)
+    book.inspect()
+    book.drop_repeated_keys()
+    book.drop_equal_voxels()
+    book.select()
+    return book.finish()
+
+
+def _read_scores(book: Ingest, table: Table, known: set[str]) -> None:
+    """MMSE and CDR of a visit; they hold for all its scans."""
+
+    def identify(row: Row) -> tuple[str, str] | None:
+        label = _label(row)
+        return None if label is None else (f"miriad_{label['subject']}", f"{int(label['visit']):02d}")
+
+    fields: dict[str, Any] = {
+        "mmse": (MMSE.with_missing(-4, -1), ("MMSE",)),
+        "cdr_global": (CDR_GLOBAL.with_missing(-4, -1), ("CDR",)),
+        "cdr_sb": (CDR_SUM.with_missing(-4, -1), ("CDR SB", "CDRSB", "Sum of boxes", "sumbox")),
+    }
+    # One row per instrument: a visit's MMSE and CDR rows carry one key and must not count as duplicates.
+    by_instrument: dict[str, list[int]] = {}
+    for row in table.rows():
+        label = _label(row)
+        by_instrument.setdefault("" if label is None else label["what"].upper(), []).append(row.line)
+    for lines in by_instrument.values():
+        wanted = set(lines)
+        collected = book.collect(table, identify, fields, keep=lambda row, wanted=wanted: row.line in wanted)
+        for (subject, code), values in collected.items():
+            known.add(subject)
+            visit = book.visit(subject, code)
+            for name in fields:
+                visit.set(name, values.get(name))
+
+
+def _finish_visit(visit: Visit, groups: dict[str, str]) -> None:
+    if visit.values.get("dx_native") is None and visit.subject in groups:
+        visit.values["dx_native"] = groups[visit.subject]
+    number = int(visit.code)
+    if visit.month is None and number in WEEKS:
+        visit.month = round(WEEKS[number] * 7 / 30.4375, 2)
+        visit.day = WEEKS[number] * 7
+    for column, source in (("mmse", "mmse_source"), ("cdr_global", "cdr_global_source"), ("cdr_sb", "cdr_sb_source")):
+        if visit.values.get(column) is not None:
+            visit.values[source] = "measured"

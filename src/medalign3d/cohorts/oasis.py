@@ -1,0 +1,705 @@
+"""OASIS-1, OASIS-2 and OASIS-3, alone or together below one folder.
+
+OASIS-1: Analyze files whose headers carry no orientation (the dataset's fixed one is used), several repeats, their average, and
+atlas-space derivatives per session; flat folders of derived NIfTI files are read too. OASIS-2: NIfTI pairs with a double
+extension, one per repeat. OASIS-3: NIfTI files named by day of the study; clinical forms or the older XNAT exports.
+
+The label is the global CDR at the session: 0 is no dementia, 0.5 and more is dementia; a blank CDR stays without a label
+(the young participants of OASIS-1). OASIS-3 uses the diagnosis form where there is one. ``Group`` of OASIS-2 describes the person, never a session.
+
+Not supported: OASIS-3 freesurfer outputs, and the text summaries inside OASIS-1 session folders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medalign3d.cohorts.base import (
+    DAYS_PER_YEAR,
+    FoundImage,
+    Ingest,
+    IngestResult,
+    QuarantineReason,
+    Sourced,
+    Visit,
+    match_visit,
+    no_images,
+)
+from medalign3d.cohorts.images import ImageFile, tesla
+from medalign3d.cohorts.tables import Row, Table, headers
+from medalign3d.cohorts.values import (
+    CDR_BOX,
+    CDR_GLOBAL,
+    CDR_SUM,
+    EDUCATION_YEARS,
+    LOGICAL_MEMORY,
+    MMSE,
+    SES,
+    Quantity,
+    is_blank,
+    parse_float,
+    parse_sex,
+)
+from medalign3d.errors import MissingTable
+from medalign3d.params import Params
+
+SESSION_1 = re.compile(r"OAS1_(\d{4})_MR(\d+)", re.IGNORECASE)
+SESSION_2 = re.compile(r"OAS2_(\d{4})_MR(\d+)", re.IGNORECASE)
+SESSION_3 = re.compile(r"(OAS3\d{4})_(?:MR_|sess?-)?(d\d{4,5})", re.IGNORECASE)
+IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
+FIELD_STRENGTH_T = 1.5  # OASIS-1 and OASIS-2: one Siemens Vision scanner
+EDUC_CODE = Quantity(1, 5, 1)
+MISSING = frozenset({-4.0, 99.0, 999.0})
+#: Volumes of the table: intracranial volume in cm³, brain as a share of it.
+ETIV = Quantity(800, 2400)
+NWBV = Quantity(0.4, 1.0)
+DX1 = {"cognitively normal": "NC", "ad dementia": "AD_DEM"}
+
+
+def strip_suffix(name: str) -> str:
+    """A file's name without its image extensions, the double one of OASIS-2 included.
+
+    >>> strip_suffix("mpr-1.nifti.img"), strip_suffix("a_t88_gfc.hdr"), strip_suffix("b_T1w.nii.gz")
+    ('mpr-1', 'a_t88_gfc', 'b_T1w')
+    """
+    return re.sub(r"(?:\.nifti)?\.(?:nii|hdr|img)(?:\.gz)?$", "", name, flags=re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file of OASIS-1 is: variant, place in the order of preference, orientation rule of its Analyze header."""
+
+    variant: str
+    rank: int
+    orientation_rule: str = "header"
+
+
+def kind_of_oasis1(path: str) -> Kind | None:
+    """Classify a file of OASIS-1 by its name; None for segmentations and other files that are no T1-weighted image.
+
+    >>> kind_of_oasis1("OAS1_0001_MR1_mpr-2_anon.hdr").variant
+    'raw'
+    >>> kind_of_oasis1("OAS1_0001_MR1_mpr_n4_anon_sbj_111.img").variant
+    'averaged'
+    >>> kind_of_oasis1("OAS1_0001_MR1_mpr_n4_anon_111_t88_masked_gfc_fseg.img") is None
+    True
+    """
+    stem = strip_suffix(PurePosixPath(path).name).lower()
+    folder = path.lower()
+    if (
+        "fseg" in stem
+        or re.fullmatch(r"seg\d+.*", stem)
+        or "_seg" in stem
+        or "/fsl_seg/" in folder
+        or stem.endswith("mask")
+    ):
+        return None
+    if re.search(r"mpr_n\d+_anon_sbj_111$", stem):
+        return Kind("averaged", 0, "sagittal")
+    if re.search(r"mpr-\d+_anon$", stem):
+        return Kind("raw", 1, "sagittal")
+    if "t88" in stem:
+        return Kind("derived", 4 if "masked" in stem else 3, "talairach")
+    order = {"orig": 3, "norm": 4, "aligned_orig": 5, "aligned_norm": 6}
+    return Kind("derived", order.get(stem, 2))
+
+
+def pair_up(files: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Image files, the two of a pair together: (path of the header or single file, its files)."""
+    pairs: dict[str, list[str]] = {}
+    singles: list[tuple[str, tuple[str, ...]]] = []
+    for path in files:
+        lower = path.lower()
+        if lower.endswith((".nii", ".nii.gz")):
+            singles.append((path, (path,)))
+        elif lower.endswith(IMAGE_SUFFIXES):
+            base = re.sub(r"\.(?:hdr|img)(?:\.gz)?$", "", path, flags=re.IGNORECASE)
+            pairs.setdefault(base, []).append(path)
+    both = [(sorted(members)[0], tuple(sorted(members))) for members in pairs.values()]
+    return sorted([*singles, *both])
+
+
+def _image_file(root: Path, path: str, files: tuple[str, ...], orientation_rule: str) -> ImageFile:
+    """Format of an image, by the signature of its header for pairs."""
+    if path.lower().endswith((".nii", ".nii.gz")):
+        return ImageFile(path, "nifti", files)
+    try:
+        with (root / path).open("rb") as stream:
+            signature = stream.read(348)[344:347]
+    except OSError:
+        signature = b""
+    if signature in (b"ni1", b"n+1"):
+        return ImageFile(path, "nifti_pair", files)
+    return ImageFile(path, "analyze", files, orientation_rule)
+
+
+def _scores(visit: Visit) -> None:
+    for column, source in (
+        ("mmse", "mmse_source"),
+        ("cdr_global", "cdr_global_source"),
+        ("cdr_sb", "cdr_sb_source"),
+        ("lm_delayed", "lm_source"),
+        ("lm_immediate", "lm_source"),
+    ):
+        if visit.values.get(column) is not None:
+            visit.values[source] = "measured"
+
+
+def _label_from_cdr(visit: Visit) -> None:
+    """``DEM`` or ``Non-DEM`` from the global CDR of this very visit."""
+    cdr = visit.values.get("cdr_global")
+    if cdr is not None and visit.values.get("dx_native") is None:
+        visit.values["dx_native"] = "DEM" if cdr >= 0.5 else "Non-DEM"
+        visit.provenance["dx_native"] = {**visit.provenance["cdr_global"], "rule": "global CDR 0 | at least 0.5"}
+
+
+def _volumes(visit: Visit, values: dict[str, Sourced]) -> None:
+    if "etiv" in values:
+        source = values["etiv"]
+        visit.set("icv_mm3", Sourced(source.value * 1000, source.file, source.row, "eTIV x 1000"))
+        if "nwbv" in values:
+            visit.set(
+                "brain_mm3",
+                Sourced(
+                    round(values["nwbv"].value * source.value * 1000, 1), source.file, source.row, "nWBV x eTIV x 1000"
+                ),
+            )
+        visit.values["volume_source"] = "OASIS"
+
+
+class _Cross:
+    """OASIS-1 and OASIS-2: one table row per MR session."""
+
+    def __init__(self, book: Ingest, table: Table, *, longitudinal: bool) -> None:
+        self.book = book
+        self.longitudinal = longitudinal
+        pattern = SESSION_2 if longitudinal else SESSION_1
+        prefix = "OAS2" if longitudinal else "OAS1"
+        id_columns = ("MRI ID", "MR ID", "Session") if longitudinal else ("ID", "MR ID", "Session")
+        table.require(id=id_columns, sex=("M/F", "Sex", "Gender"), age=("Age",), cdr=("CDR",))
+
+        def identify(row: Row) -> tuple[str, str] | None:
+            match = pattern.search(row.get(*id_columns))
+            return (f"{prefix}_{match[1]}", f"MR{int(match[2])}") if match else None
+
+        fields: dict[str, Any] = {
+            "sex": (parse_sex, ("M/F", "Sex", "Gender")),
+            "age": (Quantity(0, 1000), ("Age",)),
+            "hand": (_hand, ("Hand",)),
+            "ses": (SES, ("SES",)),
+            "mmse": (MMSE, ("MMSE",)),
+            "cdr_global": (CDR_GLOBAL, ("CDR",)),
+            "etiv": (ETIV, ("eTIV",)),
+            "nwbv": (NWBV, ("nWBV",)),
+            "educ": (EDUCATION_YEARS if longitudinal else EDUC_CODE, ("EDUC", "Educ")),
+            "delay": (Quantity(0, 20000), ("MR Delay", "Delay")),
+            "group": (lambda cell: (cell, None), ("Group",)),
+        }
+        self.rows = book.collect(table, identify, fields)
+        for (subject, code), values in self.rows.items():
+            visit = book.visit(subject, code)
+            for name in ("mmse", "cdr_global"):
+                visit.set(name, values.get(name))
+            _label_from_cdr(visit)
+            _volumes(visit, values)
+            _scores(visit)
+            delay = values.get("delay")
+            visit.day = int(delay.value) if delay else 0 if code == "MR1" else None
+            visit.month = None if visit.day is None else round(visit.day / DAYS_PER_YEAR * 12, 1)
+
+    def place(self, item: FoundImage, subject: str, code: str) -> bool:
+        """Attach an image to its session's row; drop it when there is none."""
+        item.subject, item.session = subject, code
+        values = self.rows.get((subject, code))
+        if values is None:
+            self.book.drop(
+                item, QuarantineReason.ID_NOT_IN_CLINICAL, "the demographic table does not have this session"
+            )
+            return False
+        if "sex" not in values:
+            self.book.drop(item, QuarantineReason.SEX_MISSING, "the table gives no sex")
+            return False
+        visit = self.book.visits[(subject, code)]
+        self.book.attach(item, visit, "exact_label", 0)
+        item.scan_day = visit.day
+        self.book.set_person(item, "sex", values["sex"])
+        self.book.set_person(item, "handedness", values.get("hand"))
+        self.book.set_person(item, "ses", values.get("ses"))
+        self.book.set_person(item, "educ_years" if self.longitudinal else "educ_code", values.get("educ"))
+        self.book.set_person(item, "dx_subject_level", values.get("group"))
+        age = values.get("age")
+        self.book.set_age(
+            item,
+            age.value if age else None,
+            "integer",
+            "Age",
+            age.file if age else values["sex"].file,
+            age.row if age else values["sex"].row,
+        )
+        if visit.values.get("dx_native") is None:
+            self.book.remark(
+                item,
+                QuarantineReason.NO_DIAGNOSIS,
+                "the session has no CDR",
+                source_file=values["sex"].file,
+                source_row=values["sex"].row,
+            )
+        item.values.update(
+            field_strength_t=FIELD_STRENGTH_T,
+            release="OASIS-2" if self.longitudinal else "OASIS-1",
+            manufacturer="Siemens",
+            scanner_model="Vision",
+        )
+        return True
+
+
+def _hand(cell: str) -> tuple[str | None, QuarantineReason | None]:
+    letter = cell.strip().upper()[:1]
+    return (letter, None) if letter in ("R", "L", "A") else (None, None)
+
+
+class _Longitudinal3:
+    """OASIS-3: persons, clinical visits by day, diagnosis form, cognition form, scanner table."""
+
+    def __init__(self, book: Ingest, tables: dict[str, set[str]]) -> None:
+        self.book = book
+        self.people: dict[str, dict[str, Sourced]] = {}
+        self.scanners: dict[str, dict[str, str]] = {}
+        self.ages: dict[tuple[str, str], Sourced] = {}
+        self.has_clinical = False
+        for path, keys in sorted(tables.items()):
+            name = PurePosixPath(path).name.lower()
+            if {"oasisid", "gender"} <= keys:
+                self.read_people(book.read(path, "demographics"), ("OASISID",), ("GENDER",), ("EDUC",), ("HAND",))
+            elif {"oasisid", "cdrtot"} <= keys:
+                self.read_clinical(book.read(path, "CDR and MMSE"), ("OASISID",))
+            elif {"oasisid", "normcog"} <= keys:
+                self.read_diagnoses(book.read(path, "diagnosis form"))
+            elif {"oasisid", "memunits"} <= keys or {"oasisid", "logimem"} <= keys:
+                self.read_memory(book.read(path, "cognition form"))
+            elif "adrc_adrcclinicaldata_id" in keys or ({"subject", "cdr", "sumbox"} <= keys):
+                self.read_clinical(book.read(path, "CDR and MMSE"), ("Subject",))
+            elif "subject" in keys and "m_f" in keys and ("education" in keys or "hand" in keys) and "cdr" not in keys:
+                self.read_people(book.read(path, "subjects"), ("Subject",), ("M/F",), ("Education",), ("Hand",))
+            elif "mr_id" in keys and "subject" in keys and "age" in keys and "cdr" not in keys and "group" not in keys:
+                self.read_sessions(book.read(path, "MR sessions"))
+            elif "label" in keys and ("magneticfieldstrength" in keys or "mr_json" in name):
+                for row in book.read(path, "scanners").rows():
+                    self.scanners.setdefault(
+                        row.get("label"),
+                        {
+                            "strength": row.get("MagneticFieldStrength"),
+                            "manufacturer": row.get("Manufacturer"),
+                            "model": row.get("ManufacturersModelName"),
+                        },
+                    )
+        for visit in list(self.visits()):
+            _label_from_cdr(visit)
+            _scores(visit)
+
+    def visits(self) -> Iterable[Visit]:
+        return (visit for visit in self.book.visits.values() if visit.subject.startswith("OAS3"))
+
+    def _identify(self, columns: tuple[str, ...]) -> Any:
+        def identify(row: Row) -> tuple[str, str] | None:
+            subject = re.search(
+                r"OAS3\d{4}", " ".join((row.get(*columns), row.get("OASIS_session_label"))), re.IGNORECASE
+            )
+            label = re.search(
+                r"_d(\d{3,5})",
+                " ".join((row.get("OASIS_session_label"), row.get("ADRC_ADRCCLINICALDATA ID"), row.get("label"))),
+            )
+            day = parse_float(row.get("days_to_visit"))
+            if day is None and label:
+                day = float(label[1])
+            if subject is None or day is None or day < 0:
+                return None
+            return subject[0].upper(), f"d{int(day):04d}"
+
+        return identify
+
+    def visit(self, key: tuple[str, str]) -> Visit:
+        visit = self.book.visit(*key)
+        visit.day = int(key[1][1:])
+        visit.month = round(visit.day / DAYS_PER_YEAR * 12, 1)
+        return visit
+
+    def read_people(
+        self, table: Table, ids: tuple[str, ...], sex: tuple[str, ...], educ: tuple[str, ...], hand: tuple[str, ...]
+    ) -> None:
+        def identify(row: Row) -> tuple[str, str] | None:
+            match = re.search(r"OAS3\d{4}", row.get(*ids), re.IGNORECASE)
+            return (match[0].upper(), "") if match else None
+
+        def genotype(cell: str) -> tuple[str | None, QuarantineReason | None]:
+            if is_blank(cell) or parse_float(cell) == 0:
+                return None, None
+            digits = re.fullmatch(r"([234])([234])(?:\.0)?", cell.strip())
+            return ("".join(sorted(digits.groups())), None) if digits else (None, QuarantineReason.SENTINEL_UNKNOWN)
+
+        fields: dict[str, Any] = {
+            "sex": (parse_sex, sex),
+            "educ_years": (EDUCATION_YEARS.with_missing(99), educ),
+            "handedness": (_hand, hand),
+            "ses": (SES.with_missing(0, 9, 88, 99), ("SES",)),
+            "apoe_genotype": (genotype, ("APOE",)),
+            "age_entry": (Quantity(0, 1000), ("AgeatEntry", "Age at Entry", "ageAtEntry")),
+        }
+        for (subject, _), values in self.book.collect(table, identify, fields).items():
+            person = self.people.setdefault(subject, {})
+            for name, source in values.items():
+                person.setdefault(name, source)
+            if "apoe_genotype" in values:
+                source = values["apoe_genotype"]
+                person.setdefault(
+                    "apoe4_count", Sourced(float(source.value.count("4")), source.file, source.row, "APOE")
+                )
+
+    def read_clinical(self, table: Table, ids: tuple[str, ...]) -> None:
+        self.has_clinical = True
+        boxes = ("memory", "orient", "judgment", "commun", "homehobb", "perscare")
+        box = CDR_BOX.with_missing(*MISSING)
+        fields: dict[str, Any] = {
+            "mmse": (MMSE.with_missing(*MISSING, 88, 95, 96, 97, 98), ("MMSE", "mmse")),
+            "cdr_global": (CDR_GLOBAL.with_missing(*MISSING), ("CDRTOT", "cdr", "CDRGLOB")),
+            "cdr_sb": (CDR_SUM.with_missing(*MISSING), ("CDRSUM", "sumbox")),
+            "dx1": (lambda cell: (cell, None), ("dx1",)),
+            "age_entry": (Quantity(0, 1000), ("ageAtEntry",)),
+            **{name: (box, (name,)) for name in boxes},
+        }
+        for key, values in self.book.collect(table, self._identify(ids), fields).items():
+            visit = self.visit(key)
+            if "cdr_sb" not in values and all(name in values for name in boxes):
+                first = values[boxes[0]]
+                values["cdr_sb"] = Sourced(
+                    sum(values[n].value for n in boxes), first.file, first.row, "sum of six boxes"
+                )
+            for name in ("mmse", "cdr_global", "cdr_sb"):
+                visit.set(name, values.get(name))
+            if "dx1" in values:
+                visit.notes["dx1"] = values["dx1"]
+            if "age_entry" in values:
+                self.people.setdefault(key[0], {}).setdefault("age_entry", values["age_entry"])
+
+    def read_diagnoses(self, table: Table) -> None:
+        flag = Quantity(0, 1, missing=frozenset({8.0, 9.0, -4.0}))
+        mci = ("MCIAMEM", "MCIAPLUS", "MCINON1", "MCINON2")
+        fields: dict[str, Any] = {
+            name: (flag, (name,)) for name in ("NORMCOG", "DEMENTED", "IMPNOMCI", "PROBAD", "POSSAD", *mci)
+        }
+        for key, values in self.book.collect(table, self._identify(("OASISID",)), fields).items():
+            on = [name for name in values if values[name].value == 1]
+            label = None
+            for name, meaning in (("NORMCOG", "NC"), *((m, "MCI") for m in mci), ("DEMENTED", "AD_DEM")):
+                if label is None and name in on:
+                    source = values[name]
+                    label = Sourced(meaning, source.file, source.row, f"{name} = 1")
+            if label is not None:
+                visit = self.visit(key)
+                visit.notes["d1"] = label
+                if label.value == "AD_DEM":
+                    etiology = "AD" if {"PROBAD", "POSSAD"} & set(on) else "other"
+                    visit.notes["etiology"] = etiology
+
+    def read_memory(self, table: Table) -> None:
+        score = LOGICAL_MEMORY.with_missing(95, 96, 97, 98, 88, 99, -4)
+        fields: dict[str, Any] = {"lm_immediate": (score, ("LOGIMEM",)), "lm_delayed": (score, ("MEMUNITS",))}
+        for key, values in self.book.collect(table, self._identify(("OASISID",)), fields).items():
+            if values:
+                visit = self.visit(key)
+                for name in fields:
+                    visit.set(name, values.get(name))
+
+    def read_sessions(self, table: Table) -> None:
+        for row in table.rows():
+            match = SESSION_3.search(row.get("MR ID", "label"))
+            if match is None:
+                continue
+            age = parse_float(row.get("Age"))
+            if age is not None:
+                self.ages[(match[1].upper(), match[2].lower())] = Sourced(age, table.relative, row.line, "Age")
+            sex, _ = parse_sex(row.get("M/F"))
+            if sex is not None:
+                self.people.setdefault(match[1].upper(), {}).setdefault(
+                    "sex", Sourced(sex, table.relative, row.line, "M/F")
+                )
+            scanner = parse_float(re.sub(r"T\s*$", "", row.get("Scanner").split(" ")[-1]))
+            if scanner:
+                self.scanners.setdefault(f"{match[1].upper()}_MR_{match[2].lower()}", {"strength": str(scanner)})
+
+    def merge_forms(self) -> None:
+        """Bring the diagnosis and cognition forms of one examination to its CDR visit: same person, nearest day.
+
+        The forms of one examination may lie some days apart; only rows of the *same* participant are ever joined.
+        """
+        by_subject: dict[str, list[Visit]] = {}
+        for visit in self.visits():
+            by_subject.setdefault(visit.subject, []).append(visit)
+        for visits in by_subject.values():
+            rated = [v for v in visits if v.values.get("cdr_global") is not None or v.values.get("mmse") is not None]
+            for visit in visits:
+                if visit in rated or not rated:
+                    continue
+                match = match_visit(visit.day or 0, [v.day or 0 for v in rated], 92)
+                if match is None:
+                    continue
+                target = rated[match[0]]
+                for note in ("d1", "etiology"):
+                    if note in visit.notes:
+                        target.notes.setdefault(note, visit.notes[note])
+                for name in ("lm_immediate", "lm_delayed"):
+                    if visit.values.get(name) is not None and target.values.get(name) is None:
+                        target.values[name] = visit.values[name]
+                        target.provenance[name] = visit.provenance[name]
+                        target.values["lm_source"] = "measured"
+                visit.notes["merged"] = True
+        for visit in self.visits():
+            label: Sourced | None = visit.notes.get("d1")
+            if label is None and "dx1" in visit.notes:
+                source = visit.notes["dx1"]
+                meaning = DX1.get(source.value.strip().lower())
+                label = Sourced(meaning, source.file, source.row, "dx1") if meaning else None
+            if label is not None:
+                visit.values["dx_native"] = label.value
+                visit.provenance["dx_native"] = label.as_json()
+                if label.value == "AD_DEM":
+                    etiology = visit.notes.get("etiology") or ("AD" if label.rule == "dx1" else "unknown")
+                    visit.values["dementia_etiology"] = etiology
+
+    def place(self, item: FoundImage, subject: str, code: str, by_subject: dict[str, list[Visit]]) -> bool:
+        """Match an image to the nearest clinical visit of the same participant."""
+        book = self.book
+        item.subject, item.session, item.scan_day = subject, code, int(code[1:])
+        person = self.people.get(subject)
+        visits = by_subject.get(subject, [])
+        if person is None and not visits:
+            book.drop(item, QuarantineReason.ID_NOT_IN_CLINICAL, "no table knows the participant")
+            return False
+        match = match_visit(item.scan_day, [visit.day or 0 for visit in visits], book.window_days)
+        if match is None:
+            book.drop(
+                item,
+                QuarantineReason.NO_VISIT_IN_WINDOW,
+                f"no clinical visit within {book.window_days} days of the scan",
+            )
+            return False
+        visit = visits[match[0]]
+        book.attach(item, visit, "date_nearest", match[1])
+        person = person or {}
+        if "sex" not in person:
+            book.drop(item, QuarantineReason.SEX_MISSING, "no table gives the participant's sex")
+            return False
+        for column in ("sex", "educ_years", "handedness", "ses", "apoe_genotype", "apoe4_count"):
+            book.set_person(item, column, person.get(column))
+        entry, session_age = person.get("age_entry"), self.ages.get((subject, code))
+        if session_age is not None:
+            book.set_age(item, session_age.value, "month", "age of the MR session", session_age.file, session_age.row)
+        elif entry is not None:
+            book.set_age(
+                item,
+                entry.value + item.scan_day / DAYS_PER_YEAR,
+                "day",
+                "age at entry + day / 365.25",
+                entry.file,
+                entry.row,
+            )
+        else:
+            book.set_age(item, None, "", "", None, None)
+        if visit.values.get("dx_native") is None:
+            book.remark(item, QuarantineReason.NO_DIAGNOSIS, "neither CDR nor diagnosis at the matched visit")
+        scanner = self.scanners.get(f"{subject}_MR_{code}", {})
+        strength = parse_float(scanner.get("strength"))
+        item.values.update(
+            release="OASIS-3",
+            field_strength_t=tesla(strength) if strength else None,
+            manufacturer=scanner.get("manufacturer") or None,
+            scanner_model=scanner.get("model") or None,
+        )
+        return True
+
+
+def _find_session_tables(book: Ingest) -> tuple[str | None, str | None, dict[str, set[str]]]:
+    """Tables of OASIS-1 and OASIS-2, and all others, known by their headers."""
+    tables = headers(book.root, book.files)
+    cross: list[str] = []
+    longitudinal: list[str] = []
+    others: dict[str, set[str]] = {}
+    for path, keys in tables.items():
+        if {"mri_id", "cdr"} <= keys and ({"group", "mr_delay"} & keys or "subject_id" in keys):
+            longitudinal.append(path)
+        elif {"id", "cdr", "age"} <= keys and {"m_f", "sex", "gender"} & keys:
+            cross.append(path)
+        else:
+            others[path] = keys
+    return _one(book, cross), _one(book, longitudinal), others
+
+
+def _one(book: Ingest, paths: list[str]) -> str | None:
+    from medalign3d.errors import InputError
+    from medalign3d.files import sha256_file
+
+    if len(paths) > 1 and len({sha256_file(book.root / path) for path in paths}) > 1:
+        raise InputError(
+            "a table is there more than once",
+            where=", ".join(sorted(paths)),
+            expected="one demographic table for each of OASIS-1 and OASIS-2",
+            remedy="move the old ones out of the cohort's folder",
+        )
+    return sorted(paths)[0] if paths else None
+
+
+def ingest(root: Path, params: Params, workers: int) -> IngestResult:
+    """Read OASIS-1, OASIS-2 and OASIS-3."""
+    book = Ingest("OASIS", root, params, workers)
+    images = pair_up(book.files)
+    if not images:
+        raise no_images(root, "OASIS", "session folders or files that begin with OAS1_, OAS2_ or OAS3")
+    cross_path, longitudinal_path, others = _find_session_tables(book)
+    session_of = {path: _session_of(path) for path, _ in images}
+    studies = {study for study, _, _ in session_of.values()}
+    for study, path, name in (
+        (1, cross_path, "oasis_cross-sectional"),
+        (2, longitudinal_path, "oasis_longitudinal_demographics"),
+    ):
+        if study in studies and path is None:
+            raise MissingTable(
+                "a clinical table is missing",
+                where=root,
+                found=", ".join(PurePosixPath(p).name for p in others) or "no tables at all",
+                expected=f"{name}.csv or .xlsx, with the columns {'ID' if study == 1 else 'Subject ID, MRI ID, Group'}, M/F, Age, CDR",
+                remedy="download the table from oasis-brains.org and put it into this folder",
+            )
+    cross = _Cross(book, book.read(cross_path, "OASIS-1"), longitudinal=False) if cross_path else None
+    repeated = _Cross(book, book.read(longitudinal_path, "OASIS-2"), longitudinal=True) if longitudinal_path else None
+    third = None
+    if 3 in studies:
+        third = _Longitudinal3(book, others)
+        if not third.has_clinical:
+            raise MissingTable(
+                "a clinical table is missing",
+                where=root,
+                found=", ".join(PurePosixPath(p).name for p in others) or "no tables at all",
+                expected="OASIS3_UDSb4_cdr.csv (OASISID, days_to_visit, CDRTOT) or ADRC Clinical Data.csv",
+                remedy="download the clinical tables from the OASIS-3 project and put them below this folder",
+            )
+        third.merge_forms()
+        # Forms that were brought to a CDR visit are that visit.
+        for key in [k for k, visit in book.visits.items() if visit.notes.get("merged")]:
+            del book.visits[key]
+    visits_3: dict[str, list[Visit]] = {}
+    if third is not None:
+        for visit in third.visits():
+            visits_3.setdefault(visit.subject, []).append(visit)
+
+    sessions: dict[tuple[str, str], list[FoundImage]] = {}
+    kinds: dict[int, Kind] = {}
+    for path, files in images:
+        study, subject, code = session_of[path]
+        stem = strip_suffix(PurePosixPath(path).name)
+        if study == 1 and cross is not None:
+            kind = kind_of_oasis1(path)
+            item = FoundImage(
+                f"{subject}_{code}/{stem}", _image_file(root, path, files, kind.orientation_rule if kind else "header")
+            )
+            book.images.append(item)
+            item.subject, item.session = subject, code
+            if kind is None:
+                book.drop(item, QuarantineReason.NOT_T1, "a segmentation or mask, no T1-weighted volume")
+                continue
+            kinds[id(item)] = kind
+            item.variant = kind.variant
+            item.order = item.rank = (kind.rank, stem)
+            if cross.place(item, subject, code):
+                sessions.setdefault((subject, code), []).append(item)
+        elif study == 2 and repeated is not None:
+            item = FoundImage(f"{subject}_{code}/{stem}", _image_file(root, path, files, "sagittal"))
+            book.images.append(item)
+            number = re.search(r"mpr-(\d+)", stem, re.IGNORECASE)
+            if number is None:
+                item.subject, item.session = subject, code
+                book.drop(item, QuarantineReason.NOT_T1, "the file is no mpr-<n> repeat")
+                continue
+            item.order = item.rank = (int(number[1]), stem)
+            repeated.place(item, subject, code)
+        elif study == 3 and third is not None:
+            item = FoundImage(f"{subject}_MR_{code}/{stem}", _image_file(root, path, files, "header"))
+            book.images.append(item)
+            item.subject, item.session, item.series_description = subject, code, stem.rsplit("_", 1)[-1]
+            if not stem.lower().endswith("_t1w") and stem.lower() != "t1w":
+                book.drop(item, QuarantineReason.NOT_T1, "the file is no T1-weighted volume")
+                continue
+            run = re.search(r"run-(\d+)", stem)
+            item.order = item.rank = (int(run[1]) if run else 1, stem)
+            third.place(item, subject, code, visits_3)
+        else:
+            item = FoundImage(path, _image_file(root, path, files, "header"))
+            book.images.append(item)
+            book.drop(
+                item, QuarantineReason.ID_UNPARSABLE, "neither folder nor file names a session of OASIS-1, -2 or -3"
+            )
+
+    for group in sessions.values():
+        averages = [item for item in group if item.variant == "averaged" and not item.dropped]
+        if len({item.key for item in averages}) > 1:
+            for item in averages:
+                book.drop(
+                    item, QuarantineReason.AMBIGUOUS_FILE, "the session has averages of different numbers of repeats"
+                )
+    # Derived files stand in only where a session has no usable acquisition.
+    derived = [item for group in sessions.values() for item in group if item.variant == "derived"]
+    book.inspect(item for item in book.images if item.variant != "derived")
+    if params.ingest.selection == "all":
+        book.inspect(derived)
+        for group in sessions.values():
+            _link_variants(group)
+    else:
+        rest = []
+        for group in sessions.values():
+            usable = [i for i in group if i.variant != "derived" and not i.dropped]
+            for item in group:
+                if item.variant == "derived" and usable:
+                    book.drop(
+                        item,
+                        QuarantineReason.DERIVED_VARIANT,
+                        "derived from an acquisition of the session that is read instead",
+                    )
+                elif item.variant == "derived":
+                    rest.append(item)
+        book.inspect(rest)
+        for group in sessions.values():
+            usable = sorted(
+                (i for i in group if i.variant == "derived" and not i.dropped), key=lambda i: (i.rank, i.key)
+            )
+            for item in usable[1:]:
+                if item.key != usable[0].key:
+                    book.drop(
+                        item, QuarantineReason.DERIVED_VARIANT, "another derived form of the session is read instead"
+                    )
+    book.drop_repeated_keys()
+    book.drop_equal_voxels()
+    book.select()
+    return book.finish()
+
+
+def _link_variants(group: list[FoundImage]) -> None:
+    """Point derived files to the acquisition that they come from."""
+    usable = sorted((i for i in group if not i.dropped and i.variant != "derived"), key=lambda i: (i.rank, i.key))
+    for item in group:
+        if item.variant == "derived" and not item.dropped and usable:
+            item.variant_of = usable[0].key
+
+
+def _session_of(path: str) -> tuple[int, str, str]:
+    """Study (1, 2, 3; 0 for none), native subject id and session code that a path names; the deepest name counts."""
+    for part in reversed(PurePosixPath(path).parts):
+        if match := SESSION_1.search(part):
+            return 1, f"OAS1_{match[1]}", f"MR{int(match[2])}"
+        if match := SESSION_2.search(part):
+            return 2, f"OAS2_{match[1]}", f"MR{int(match[2])}"
+        if match := SESSION_3.search(part):
+            return 3, match[1].upper(), match[2].lower()
+    return 0, "", ""

@@ -1,0 +1,62 @@
+"""Reason codes, severities and levels of the quarantine: stable strings that other programs may rely on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class QuarantineReason(StrEnum):
+    """Why a thing was kept out, emptied or remarked on."""
+
+    ID_UNPARSABLE = "ID_UNPARSABLE"
+    ID_NOT_IN_CLINICAL = "ID_NOT_IN_CLINICAL"
+    IMAGE_WITHOUT_FILE = "IMAGE_WITHOUT_FILE"
+    FILE_WITHOUT_RECORD = "FILE_WITHOUT_RECORD"
+    AMBIGUOUS_FILE = "AMBIGUOUS_FILE"
+    DUPLICATE_KEY_IDENTICAL = "DUPLICATE_KEY_IDENTICAL"
+    DUPLICATE_KEY_CONFLICT = "DUPLICATE_KEY_CONFLICT"
+    DUPLICATE_IMAGE_BYTES = "DUPLICATE_IMAGE_BYTES"
+    NOT_T1 = "NOT_T1"
+    DERIVED_VARIANT = "DERIVED_VARIANT"
+    QC_FAIL = "QC_FAIL"
+    NO_VISIT_IN_WINDOW = "NO_VISIT_IN_WINDOW"
+    NO_DIAGNOSIS = "NO_DIAGNOSIS"
+    DIAGNOSIS_OUT_OF_SCOPE = "DIAGNOSIS_OUT_OF_SCOPE"
+    DIAGNOSIS_CONFLICT = "DIAGNOSIS_CONFLICT"
+    AGE_MISSING = "AGE_MISSING"
+    AGE_OUT_OF_RANGE = "AGE_OUT_OF_RANGE"
+    AGE_INCONSISTENT = "AGE_INCONSISTENT"
+    SEX_MISSING = "SEX_MISSING"
+    SEX_CONFLICT = "SEX_CONFLICT"
+    DATE_UNPARSABLE = "DATE_UNPARSABLE"
+    DATE_IN_FUTURE = "DATE_IN_FUTURE"
+    VISCODE_UNKNOWN = "VISCODE_UNKNOWN"
+    VALUE_OUT_OF_RANGE = "VALUE_OUT_OF_RANGE"
+    SENTINEL_UNKNOWN = "SENTINEL_UNKNOWN"
+    IMAGE_UNREADABLE = "IMAGE_UNREADABLE"
+    IMAGE_NOT_3D = "IMAGE_NOT_3D"
+    IMAGE_TOO_THICK = "IMAGE_TOO_THICK"
+    IMAGE_TRUNCATED = "IMAGE_TRUNCATED"
+    IMAGE_BAD_AFFINE = "IMAGE_BAD_AFFINE"
+    IMAGE_EMPTY = "IMAGE_EMPTY"
+    KNOWN_BAD_CONVERSION = "KNOWN_BAD_CONVERSION"
+    CSV_BAD_LINE = "CSV_BAD_LINE"
+    CROSS_COHORT_DUPLICATE = "CROSS_COHORT_DUPLICATE"
+
+
+class Severity(StrEnum):
+    """What happened to the thing."""
+
+    DROP = "drop"
+    NULL_FIELD = "null_field"
+    WARN = "warn"
+
+
+class Level(StrEnum):
+    """What the thing is."""
+
+    IMAGE = "image"
+    VISIT = "visit"
+    SUBJECT = "subject"
+    TABLE = "table"
+    FIELD = "field"
