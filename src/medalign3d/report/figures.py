@@ -54,8 +54,20 @@ CURVE_COLOURS = ["#1f5f8b", "#d9822b", "#3d9970", "#8e5ea2", "#c0392b", "#7f8c8d
 REFERENCE_COLOURS = ["#8e5ea2", "#3d7a3d", "#555555", "#a05195", "#b08d00", "#5c7080"]
 RIGHT, WRONG = "#2e7d4f", "#b23b3b"
 
+OUTLINE = (242, 177, 52)
+REFERENCES = ("ehr", "pca_ehr", "regions_ehr", "oracle_both")
+# Slices in MNI millimetres: for quality control near the middle; for cases through the left hippocampus and the ventricles.
+QUALITY_SLICES_MM = (-2.0, -20.0, 6.0)
+CASE_SLICES_MM = (-27.0, -22.0, 14.0)
+
 MONTAGE_VOLUMES = 12
 DOTS_PER_INCH = 150
+STAGES = {
+    "frozen": "frozen LM + image",
+    "lora": "LoRA + image",
+    "controls/shuffled": "control: shuffled images",
+    "controls/blind": "control: no image",
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ def accuracy_figure(summary: pd.DataFrame, params: Params, provenance: Provenanc
         for axis, (block, text) in zip(axes.flat, panels, strict=False):
             _accuracy_panel(axis, summary, block, text, metric, params)
             title = block.label if not crossed else f"{block.label}\n{labels.text_label(text)}"
-            axis.set_title(f"{title}   n = {block.images}" if not crossed else f"{title}   n = {block.images}", loc="left")
+            axis.set_title(f"{title}   n = {block.images}", loc="left")
         for row in axes:
             row[0].set_ylabel(f"{metric.replace('_', ' ')}, %")
         handles, names = _unique_legend(axes)
@@ -184,8 +196,8 @@ def _accuracy_panel(axis: Axes, summary: pd.DataFrame, block: Block, text: str, 
             axis.vlines(x, min(low, mean), max(high, mean), color=INK, linewidth=0.9)
     axis.axhline(100 * block.chance, color=INK, linestyle=":", linewidth=1.1, label="chance")
     others = rows[~rows["setting"].isin(list(SETTING_COLOURS))]
-    others = others[others["setting"].map(lambda s: not str(s).startswith("majority"))]
-    names = sorted(others["setting"].unique(), key=lambda s: (labels.SECTIONS.index(labels.section_of(str(s))), str(s)))
+    # More lines than these hide the bars; the table has all of them.
+    names = [name for name in REFERENCES if (others["setting"] == name).any()]
     for number, name in enumerate(names):
         row = others[others["setting"] == name].iloc[0]
         oracle = labels.section_of(str(name)) == labels.SECTION_ORACLES
@@ -195,7 +207,7 @@ def _accuracy_panel(axis: Axes, summary: pd.DataFrame, block: Block, text: str, 
             linestyle="--" if oracle else "-",
             linewidth=1.1,
             alpha=0.9,
-            label=("oracle: " if oracle else "") + labels.setting_label(str(name)).removeprefix("oracle "),
+            label=labels.setting_label(str(name)),
         )
     axis.set_xticks(range(len(models)), [labels.language_model_label(params, model) for model in models])
     axis.set_ylim(0, 100)
@@ -402,16 +414,22 @@ def _line_colour(setting: str) -> str:
 # --- volumes ------------------------------------------------------------------------------------------------------------
 
 
-def orthogonal_slices(volume: Array, at: tuple[float, float, float] = (0.5, 0.5, 0.45)) -> list[Array]:
-    """Sagittal, coronal and axial slice of an RAS array, each with the top of the head up and the front or left at the left.
+def orthogonal_slices(volume: Array, at: tuple[int, int, int]) -> list[Array]:
+    """Sagittal, coronal and axial slice through voxel ``at`` of an RAS array, the top of the head (or the front) up.
 
-    ``at`` are fractions of the axes x (left to right), y (back to front), z (bottom to top).
+    The front is at the left of the sagittal slice; the person's left is at the left of the others.
     """
-    x, y, z = (min(size - 1, round(size * fraction)) for size, fraction in zip(volume.shape, at, strict=True))
-    sagittal = volume[x].T[::-1, ::-1]
-    coronal = volume[:, y].T[::-1]
-    axial = volume[:, :, z].T[::-1]
-    return [sagittal, coronal, axial]
+    x, y, z = (min(size - 1, max(0, place)) for size, place in zip(volume.shape, at, strict=True))
+    return [volume[x].T[::-1, ::-1], volume[:, y].T[::-1], volume[:, :, z].T[::-1]]
+
+
+def voxel_at(params: Params, millimetres: tuple[float, float, float]) -> tuple[int, int, int]:
+    """The voxel of normalized volumes at a place in MNI millimetres."""
+    from medalign3d.volumes import template
+
+    affine = template.target_grid(params.normalize.shape, params.normalize.zooms_mm).affine
+    x, y, z = np.rint(np.linalg.solve(affine, [*millimetres, 1.0])[:3]).astype(int)
+    return int(x), int(y), int(z)
 
 
 def _read_volume(root: Path, dataset: str, path: str) -> Array:
@@ -419,7 +437,7 @@ def _read_volume(root: Path, dataset: str, path: str) -> Array:
 
 
 def _side_by_side(pictures: Sequence[Array], gap: int = 2) -> Array:
-    """Slices in one row on black, bottoms centred."""
+    """Slices in one row on black, centred."""
     height = max(picture.shape[0] for picture in pictures)
     width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
     canvas = np.zeros((height, width), dtype=np.uint8)
@@ -439,10 +457,24 @@ def _template_outline(params: Params) -> Array:
     return (np.asarray(template.on_grid(grid).brain) > 0.5).astype(np.uint8)
 
 
+def _outlined(picture: Array, mask: Array, scale: int) -> npt.NDArray[np.uint8]:
+    """A grey picture, enlarged, with the mask's outline in yellow; (H, W, 3)."""
+    big = np.repeat(np.repeat(picture, scale, 0), scale, 1)
+    inside = np.repeat(np.repeat(mask, scale, 0), scale, 1).astype(bool)
+    edge = np.zeros_like(inside)
+    edge[:-1] |= inside[:-1] != inside[1:]
+    edge[:, :-1] |= inside[:, :-1] != inside[:, 1:]
+    coloured = np.repeat(big[:, :, None], 3, axis=2)
+    coloured[edge] = OUTLINE
+    return coloured
+
+
 def normalization_figures(params: Params, provenance: Provenance, folder: Path, root: Path) -> list[Picture]:
     """One montage per cohort: the volumes that agree least with the template first, then evenly spread ones."""
     pictures = []
-    mask = _template_outline(params)
+    place = voxel_at(params, QUALITY_SLICES_MM)
+    mask = _side_by_side(orthogonal_slices(_template_outline(params), place))
+    scale = max(1, round(420 / mask.shape[1]))
     for cohort in params.cohorts:
         index_path = root / "data/volumes" / cohort / "index.parquet"
         if not index_path.is_file():
@@ -456,26 +488,28 @@ def normalization_figures(params: Params, provenance: Provenance, folder: Path, 
         number = min(len(rest), MONTAGE_VOLUMES - len(worst))
         spread = rest.iloc[np.linspace(0, len(rest) - 1, number).round().astype(int)] if number else rest
         shown = pd.concat([worst, spread]).drop_duplicates("image_id")
+        across = min(4, len(shown))
+        down = math.ceil(len(shown) / across)
+        height, width = scale * mask.shape[0], scale * mask.shape[1]
+        gap = 6
+        canvas = np.full((down * (height + gap) - gap, across * (width + gap) - gap, 3), 255, dtype=np.uint8)
         with _style() as plt:
-            across = min(4, len(shown))
-            down = math.ceil(len(shown) / across)
-            figure, axes = plt.subplots(down, across, figsize=(3.4 * across, 1.55 * down), squeeze=False)
-            for axis in axes.flat:
-                axis.set_axis_off()
-            for axis, row in zip(axes.flat, shown.itertuples(), strict=False):
-                volume = _read_volume(root, cohort, str(row.path))
-                axis.imshow(_side_by_side(orthogonal_slices(volume)), cmap="gray", vmin=0, vmax=255)
-                if volume.shape == mask.shape:
-                    outline = _side_by_side(orthogonal_slices(mask))
-                    axis.contour(outline, levels=[0.5], colors=["#f2b134"], linewidths=0.6)
-                axis.set_title(f"agreement {row.local_correlation:.2f}", fontsize=7.5, weight="normal", pad=2)
-            figure.tight_layout(pad=0.4)
+            inches = 3.4 * across
+            figure, axis = plt.subplots(figsize=(inches, inches * canvas.shape[0] / canvas.shape[1]))
+            figure.subplots_adjust(0, 0, 1, 1)
+            for number, row in enumerate(shown.itertuples()):
+                slices = orthogonal_slices(_read_volume(root, cohort, str(row.path)), place)
+                y, x = (number // across) * (height + gap), (number % across) * (width + gap)
+                canvas[y : y + height, x : x + width] = _outlined(_side_by_side(slices), mask, scale)
+                axis.text(x + 5, y + 4, f"{row.local_correlation:.2f}", color="white", fontsize=8, va="top")
+            axis.imshow(canvas)
+            axis.set_axis_off()
             cohort_label = provenance.benchmark_label(cohort)
             _heading(figure, f"Normalized volumes of {cohort_label}", provenance)
             caption = (
-                f"{cohort_label}: {len(accepted)} of {len(index)} volumes accepted; shown are the {len(worst)} that agree least with "
-                "the template and others spread over the rest. Sagittal, coronal, axial (left of the picture is the person's left); "
-                "yellow: outline of the template's brain."
+                f"{cohort_label}: {len(accepted)} of {len(index)} volumes accepted; shown are the {len(worst)} that agree "
+                "least with the template (local correlation in the corner), then others spread over the rest. Sagittal, "
+                "coronal, axial; the person's left is at the left. Yellow: outline of the template's brain."
             )
             pictures.append(_save(figure, folder, f"normalization_{cohort}", caption))
     return pictures
@@ -536,17 +570,20 @@ def cases_figure(
         return None
     images = read_parquet(root / "data/ehr/images.parquet").set_index("image_id")
     best = choose_best(predictions, params.evaluate.headline_text)
+    place_shown = voxel_at(params, CASE_SLICES_MM)
     with _style() as plt:
         across = 2 if len(shown) > 1 else 1
         down = math.ceil(len(shown) / across)
-        figure = plt.figure(figsize=(6.6 * across, 3.1 * down))
-        grid = figure.add_gridspec(down, across, wspace=0.06, hspace=0.10)
+        figure = plt.figure(figsize=(6.2 * across, 2.75 * down))
+        grid = figure.add_gridspec(down, across, left=0.0, right=1.0, bottom=0.0, top=1.0, wspace=0.04, hspace=0.06)
         for place, row in enumerate(shown.itertuples()):
-            cell = grid[place // across, place % across].subgridspec(1, 2, width_ratios=[1.0, 1.12], wspace=0.03)
+            cell = grid[place // across, place % across].subgridspec(1, 2, width_ratios=[1.0, 1.3], wspace=0.04)
             picture, words = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
             index = read_parquet(root / "data/volumes" / str(row.dataset) / "index.parquet")
             path = index.loc[index["image_id"] == row.image_id, "path"].iloc[0]
-            sagittal, coronal, axial = orthogonal_slices(_read_volume(root, str(row.dataset), str(path)))
+            sagittal, coronal, axial = orthogonal_slices(
+                _read_volume(root, str(row.dataset), str(path)), place_shown
+            )
             upper = _side_by_side([coronal, axial])
             canvas = np.zeros((upper.shape[0] + sagittal.shape[0] + 2, max(upper.shape[1], sagittal.shape[1])), np.uint8)
             canvas[: upper.shape[0], : upper.shape[1]] = upper
@@ -561,7 +598,7 @@ def cases_figure(
             _case_words(words, row, _record_text(record, str(row.question), params), provenance, chr(ord("a") + place))
         title = f"Single people, {labels.language_model_label(params, best['language_model'])}, "
         title += labels.setting_label(str(best["setting"]))
-        _heading(figure, title, provenance, top_inches=0.12)
+        _heading(figure, title, provenance, top_inches=0.55)
         caption = (
             "Scan slices, record, question, the model's answer and the truth. Chosen by a fixed rule that takes turns between people whom "
             "text alone gets wrong and the model right, people whom the model gets wrong, and others, over the true classes."
@@ -616,7 +653,7 @@ def training_figure(params: Params, provenance: Provenance, folder: Path, root: 
         return None
     kinds = [
         ("training loss", "train_total", 1.0),
-        ("validation balanced accuracy, %", "validation_score", 100.0),
+        ("validation score, %", "validation_score", 100.0),
     ]
     stages = list(dict.fromkeys(h["stage"] for h in histories))
     with _style() as plt:
@@ -630,7 +667,7 @@ def training_figure(params: Params, provenance: Provenance, folder: Path, root: 
                     colour = CURVE_COLOURS[stages.index(history["stage"]) % len(CURVE_COLOURS)]
                     steps = [entry["step"] for entry in history["history"]]
                     values = [scale * entry[wanted] for entry in history["history"]]
-                    axis.plot(steps, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=history["stage"])
+                    axis.plot(steps, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=STAGES.get(history["stage"], history["stage"]))
                 if row == 0:
                     axis.set_title(labels.language_model_label(params, model), loc="left")
                 else:
@@ -641,7 +678,7 @@ def training_figure(params: Params, provenance: Provenance, folder: Path, root: 
         figure.legend(handles, names, loc="upper left", bbox_to_anchor=(1.0, 0.95), fontsize=8.5)
         figure.tight_layout()
         _heading(figure, "Training", provenance)
-        caption = "Mean training loss since the last validation, and balanced accuracy on validation people; one line per run."
+        caption = "Mean training loss since the last validation, and the balanced score on validation people; one line per run."
         return _save(figure, folder, "training", caption)
 
 
@@ -649,10 +686,14 @@ def training_figure(params: Params, provenance: Provenance, folder: Path, root: 
 
 
 def build_figures(
-    predictions: pd.DataFrame, summary: pd.DataFrame, params: Params, provenance: Provenance, root: Path = Path(".")
+    predictions: pd.DataFrame,
+    summary: pd.DataFrame,
+    params: Params,
+    provenance: Provenance,
+    root: Path,
+    folder: Path,
 ) -> list[Picture]:
-    """Draw all figures into ``data/report/figures``; those without input are left out."""
-    folder = root / "data/report/figures"
+    """Draw all figures into ``folder``; those without input are left out."""
     pictures: list[Picture | None] = [
         accuracy_figure(summary, params, provenance, folder),
         confusion_figure(predictions, params, provenance, folder),

@@ -26,20 +26,17 @@ TEXT_ABLATIONS: dict[str, str] = {
 
 BASELINES: dict[str, str] = {
     "majority": "majority class",
-    "majority_class": "majority class",
-    "logistic_regression": "logistic regression on the record's fields",
-    "logistic_regression_ehr": "logistic regression on the record's fields",
-    "ehr_logistic": "logistic regression on the record's fields",
-    "image_pca": "PCA + logistic regression on the image",
+    "majority_letter": "always the most frequent letter",
+    "rule_cdr": "rule: CDR cut-offs",
+    "rule_mmse": "rule: MMSE cut-offs",
+    "ehr": "logistic regression on the record's fields",
+    "regions": "logistic regression on regional image values",
+    "regions_ehr": "logistic regression on regional values and record",
     "pca": "PCA + logistic regression on the image",
-    "pca_logistic_regression": "PCA + logistic regression on the image",
-    "image_pca_ehr": "PCA + logistic regression on image and record",
-    "image_regions": "logistic regression on regional values",
-    "regions": "logistic regression on regional values",
-    "image_regions_ehr": "logistic regression on regional values and record",
-    "oracle_ehr": "true record",
-    "oracle_image": "true image biomarkers + age",
-    "oracle_both": "true record and image biomarkers",
+    "pca_ehr": "PCA + logistic regression on image and record",
+    "oracle_ehr": "oracle: complete record",
+    "oracle_image": "oracle: true volumes and age",
+    "oracle_both": "oracle: both",
 }
 
 
@@ -65,7 +62,7 @@ def setting_label(setting: str) -> str:
 
 def text_label(text_ablation: object) -> str:
     """A text ablation in words; a dash where no text is used."""
-    name = text_ablation if isinstance(text_ablation, str) else ""
+    name = text_ablation if isinstance(text_ablation, str) and text_ablation != "none" else ""
     return TEXT_ABLATIONS.get(name, name.replace("_", " ") or "–")
 
 

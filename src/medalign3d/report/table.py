@@ -65,6 +65,8 @@ class Table:
         Lines below; the last is the provenance.
     left
         How many leading columns are words (left-aligned).
+    compact
+        A narrower version for terminals.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Table:
     sections: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left: int = 1
+    compact: Table | None = None
 
     def markdown(self) -> str:
         """GitHub Markdown."""
@@ -132,6 +135,10 @@ class Table:
                 lines.append(f"[{self.sections[index]}]")
             lines.append(line(row))
         return "\n".join([*lines, "", *self.notes]) + "\n"
+
+    def terminal_text(self) -> str:
+        """Text for a terminal: the narrower version where there is one."""
+        return (self.compact or self).text()
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``<name>.csv``, ``.md`` and ``.tex`` into ``folder``, atomically; return their paths."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import pandas as pd
 
 from medalign3d.errors import InputError
 from medalign3d.evaluation import metrics
-from medalign3d.files import read_parquet
+from medalign3d.files import read_json, read_parquet
 from medalign3d.params import Params
 from medalign3d.report import labels, published
 from medalign3d.report.provenance import SIMULATED_WORDS, Provenance, collect
@@ -147,7 +147,7 @@ def _counts(numbers: Sequence[int], minimum: int) -> list[str]:
     return shown
 
 
-def _tidy(rows: list[dict[str, Any]], provenance: Provenance) -> pd.DataFrame:
+def tidy_with(rows: list[dict[str, Any]], provenance: Provenance) -> pd.DataFrame:
     """The CSV form: one row per number, with the provenance in columns."""
     frame = pd.DataFrame(rows)
     frame["profile"] = provenance.profile
@@ -158,7 +158,7 @@ def _tidy(rows: list[dict[str, Any]], provenance: Provenance) -> pd.DataFrame:
     return frame
 
 
-def _notes(provenance: Provenance, *notes: str) -> list[str]:
+def notes_with(provenance: Provenance, *notes: str) -> list[str]:
     warning = [f"{SIMULATED_WORDS}."] if provenance.simulated else []
     return [*warning, *notes, provenance.footer + "."]
 
@@ -231,8 +231,8 @@ def table1(params: Params, provenance: Provenance, root: Path = Path(".")) -> Ta
         header=header,
         rows=rows,
         sections=sections,
-        tidy=_tidy(tidy, provenance),
-        notes=_notes(
+        tidy=tidy_with(tidy, provenance),
+        notes=notes_with(
             provenance,
             f"One row counts images unless it says people. Groups of fewer than {minimum} are suppressed (and the smallest "
             "sibling that would reveal them); ages above 89 are given as 90+.",
@@ -342,21 +342,74 @@ def _estimate_cell(row: pd.Series, metric: str, block: Block, minimum: int) -> s
     return text
 
 
+def short_number(number: int | None) -> str:
+    """A parameter count in words of tables.
+
+    >>> short_number(151_790_000), short_number(88_416), short_number(None)
+    ('152M', '88k', '–')
+    """
+    if number is None:
+        return MISSING
+    for size, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            value = number / size
+            return f"{value:.1f}{unit}" if value < 10 else f"{value:.0f}{unit}"
+    return str(number)
+
+
+def parameter_counts(params: Params, root: Path = Path(".")) -> dict[tuple[str, str], int]:
+    """Parameter counts by (language model, setting): ``size`` is the language model's own, others what was trained.
+
+    Counts that cannot be read (a backbone that is a Hugging Face id, a setting that was not trained) are left out.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    for name in params.language_models:
+        checkpoint = root / params.model.language.models[name].checkpoint
+        weights = sorted(checkpoint.glob("*.safetensors")) if checkpoint.is_dir() else []
+        if weights:
+            counts[name, "size"] = sum(_stored_parameters(path) for path in weights)
+        for setting, folder in (("frozen", "frozen"), ("lora", "lora")):
+            found = sorted((root / "data/models" / name / folder).glob("run-*/config.json"))
+            if found and "trainable_parameters" in (description := read_json(found[0])):
+                counts[name, setting] = int(description["trainable_parameters"])
+    return counts
+
+
+def _stored_parameters(path: Path) -> int:
+    """The number of values in a safetensors file, from its header."""
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
 def _classification_table(
-    name: str, title: str, summary: pd.DataFrame, params: Params, provenance: Provenance, notes: Iterable[str]
+    name: str,
+    title: str,
+    summary: pd.DataFrame,
+    params: Params,
+    provenance: Provenance,
+    notes: Iterable[str],
+    *,
+    show_text: bool = True,
+    counts: Mapping[tuple[str, str], int] | None = None,
 ) -> Table:
     """A table in the paper's form: language model x setting x text, two columns per benchmark."""
     minimum = params.report.minimum_cell
     columns = blocks(summary, params, provenance)
-    header = ["Language model", "Setting", "Text", "Runs"]
+    words = ["Language model", "Setting"] + (["Text"] if show_text else [])
+    words += (["LM size", "Learnable"] if counts is not None else []) + ["Runs"]
+    blanks = [""] * (len(words) - 1)
+    header = [*words]
+    sizes, chances = ["N: images (people)", *blanks], ["chance", *blanks]
+    compact_sizes, compact_chances = [*sizes], [*chances]
     for block in columns:
         header += [f"{block.label}: accuracy", "balanced accuracy"]
-    sizes = ["N: images (people)", "", "", ""]
-    chances = ["chance", "", "", ""]
-    for block in columns:
-        sizes += [f"{count(block.images, minimum)} ({count(block.persons, minimum)})", ""]
+        number = f"{count(block.images, minimum)} ({count(block.persons, minimum)})"
+        sizes += [number, ""]
+        compact_sizes.append(number)
         chances += [percent(block.chance), percent(block.chance)]
-    rows = [sizes, chances]
+        compact_chances.append(percent(block.chance))
+    rows, compact_rows = [sizes, chances], [compact_sizes, compact_chances]
     sections: dict[int, str] = {}
     tidy: list[dict[str, Any]] = []
     indexed = {
@@ -369,28 +422,43 @@ def _classification_table(
             section = str(key.section)
             sections[len(rows)] = section
         cells: list[str] = []
+        compact_cells: list[str] = []
         runs: set[int] = set()
         for block in columns:
-            index = indexed.get(
-                (key.language_model, key.setting, key.text_ablation, block.benchmark, block.population)
-            )
+            index = indexed.get((key.language_model, key.setting, key.text_ablation, block.benchmark, block.population))
             if index is None:
                 cells += [MISSING, MISSING]
+                compact_cells.append(MISSING)
                 continue
             row = summary.loc[index]
             runs.add(int(row["runs"]))
-            cells += [_estimate_cell(row, metric, block, minimum) for metric in ("accuracy", "balanced_accuracy")]
+            pair = [_estimate_cell(row, metric, block, minimum) for metric in ("accuracy", "balanced_accuracy")]
+            cells += pair
+            compact_cells.append(f"{pair[0].split(' [')[0]} ({pair[1].split(' ')[0]})")
             tidy += _tidy_cell(row, section, block, params, provenance, minimum)
-        rows.append(
-            [
-                labels.language_model_label(params, key.language_model),
-                labels.setting_label(str(key.setting)),
-                labels.text_label(key.text_ablation),
-                "/".join(str(number) for number in sorted(runs)),
-                *cells,
-            ]
-        )
-    return Table(name, title, header, rows, _tidy(tidy, provenance), sections, _notes(provenance, *notes), left=4)
+        named = [labels.language_model_label(params, key.language_model), labels.setting_label(str(key.setting))]
+        named += [labels.text_label(key.text_ablation)] if show_text else []
+        if counts is not None:
+            learnable = counts.get((str(key.language_model), str(key.setting)))
+            named += [short_number(counts.get((str(key.language_model), "size"))), short_number(learnable)]
+        named.append("/".join(str(number) for number in sorted(runs)))
+        rows.append([*named, *cells])
+        compact_rows.append([*named, *compact_cells])
+    table = Table(
+        name, title, header, rows, tidy_with(tidy, provenance), sections, notes_with(provenance, *notes), len(words)
+    )
+    explained = "Accuracy ± standard deviation over runs (balanced accuracy); 95 % intervals stand in the files."
+    table.compact = Table(
+        name,
+        title,
+        [*words, *(block.label for block in columns)],
+        compact_rows,
+        table.tidy,
+        sections,
+        [explained, *notes_with(provenance)],
+        len(words),
+    )
+    return table
 
 
 def _tidy_cell(
@@ -443,7 +511,7 @@ def _runs_note(params: Params) -> str:
     )
 
 
-def table2(summary: pd.DataFrame, params: Params, provenance: Provenance) -> Table:
+def table2(summary: pd.DataFrame, params: Params, provenance: Provenance, root: Path = Path(".")) -> Table:
     """The classification table; in cross-validation profiles the text ablations with and without the image."""
     crossed = params.split.mode == "cross_validation"
     if crossed:
@@ -468,7 +536,16 @@ def table2(summary: pd.DataFrame, params: Params, provenance: Provenance) -> Tab
     if not params.simulated and shown["question"].isin(["sex", "age_group"]).all():
         people = int(shown["persons"].max())
         notes.append(f"Only {people} people: this shows that the pipeline runs on real scans, not what a model can reach.")
-    return _classification_table("table2", provenance.title(title), shown, params, provenance, notes)
+    return _classification_table(
+        "table2",
+        provenance.title(title),
+        shown,
+        params,
+        provenance,
+        notes,
+        show_text=crossed,
+        counts=parameter_counts(params, root),
+    )
 
 
 def table_text_ablation(summary: pd.DataFrame, params: Params, provenance: Provenance) -> Table:
@@ -548,8 +625,8 @@ def table_image_gain(
         title=provenance.title("What the image adds, percentage points"),
         header=["Benchmark", "Language model", "Setting", "Text", "Against", "accuracy", "balanced accuracy"],
         rows=cells,
-        tidy=_tidy(tidy, provenance),
-        notes=_notes(
+        tidy=tidy_with(tidy, provenance),
+        notes=notes_with(
             provenance,
             "Paired differences on the same images, averaged over runs, with 95 % bootstrap intervals over persons. The control is "
             "trained the same way with images of other people (or none), so a difference is what the right image adds. The "
@@ -567,7 +644,7 @@ def _signed(gain: dict[str, float], metric: str) -> str:
 # --- published figures, never in a table with simulated people ------------------------------------------------------------
 
 
-def table_published(params: Params) -> Table:
+def table_published() -> Table:
     """The published classification and visual-question figures, as their authors reported them."""
     header = ["Language model", "Setting", "LM size", "Learnable", *published.BENCHMARKS]
     rows = [
@@ -609,32 +686,52 @@ def table_published(params: Params) -> Table:
 # --- all together -------------------------------------------------------------------------------------------------------
 
 
-def build_tables(params: Params, root: Path = Path(".")) -> dict[str, Table]:
-    """Make all tables and write them to ``data/report``.
+def build_tables(
+    params: Params,
+    root: Path = Path("."),
+    *,
+    out: Path | None = None,
+    predictions: pd.DataFrame | None = None,
+    summary: pd.DataFrame | None = None,
+) -> dict[str, Table]:
+    """Make all tables and write them to ``out`` (default ``data/report``).
+
+    Parameters
+    ----------
+    params
+        The parameters in force.
+    root
+        The project's folder.
+    out
+        Where to write.
+    predictions, summary
+        What :func:`read_predictions` and :func:`summarize` give, where it is at hand.
 
     Returns
     -------
     dict
-        Tables by name: ``table1``, ``table2``, ``table3`` (when visual questions were asked), ``table_text_ablation``,
-        ``table_image_gain`` (when a control was trained), ``published``.
+        Tables by name: ``table1``, ``table2``, ``table3``, ``table_text_ablation`` (with held-out people: in
+        cross-validation Table 2 is it), ``table_image_gain`` (when a control was trained), ``published``.
     """
-    from medalign3d.report.questions import read_vqa, table3
+    from medalign3d.report.questions import read_answers, table3
 
     provenance = collect(params, root)
-    predictions = read_predictions(params, root)
+    predictions = read_predictions(params, root) if predictions is None else predictions
     ages = read_ages(root)
-    summary = summarize(predictions, params, ages)
-    tables = [table1(params, provenance, root), table2(summary, params, provenance)]
-    answers = read_vqa(params, root)
-    tables.append(table3(answers, params, provenance))
+    summary = summarize(predictions, params, ages) if summary is None else summary
+    tables = [
+        table1(params, provenance, root),
+        table2(summary, params, provenance, root),
+        table3(read_answers(params, root), params, provenance),
+    ]
     if params.split.mode == "held_out":
         tables.append(table_text_ablation(summary, params, provenance))
     gain = table_image_gain(predictions, params, provenance, ages)
     if gain is not None:
         tables.append(gain)
-    tables.append(table_published(params))
+    tables.append(table_published())
     for table in tables:
-        table.write(root / "data/report")
+        table.write(root / "data/report" if out is None else out)
     return {table.name: table for table in tables}
 
 
