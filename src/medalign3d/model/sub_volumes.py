@@ -1,0 +1,173 @@
+"""From a volume to tokens of the frozen 2D vision transformer: cubes, one linear projection, learnable positions.
+
+Cutting into non-overlapping cubes and projecting each linearly equals a Conv3d whose stride is its kernel; the matrix
+product is faster on CPU. An optional second, finer set of cubes over a box joins the same token sequence with its own
+projection and positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from medalign3d.errors import ParameterError, VolumeError
+from medalign3d.model.config import ModelConfig
+
+SD_FLOOR = 0.02  # voxels that hardly vary (background) must not be blown up by standardization
+
+
+class CubeProjection(nn.Module):
+    """Average-pool a box of the volume, cut it into cubes and project each linearly.
+
+    Parameters
+    ----------
+    start, stop
+        The box in voxels, start inclusive and stop exclusive.
+    pooling
+        Side of the average-pooling window, in voxels.
+    cube
+        Side of a cube, in pooled voxels.
+    hidden_size
+        Width of the vision transformer.
+    position_init_sd
+        Spread of the position table at the start.
+    """
+
+    voxel_mean: Tensor
+    voxel_scale: Tensor
+
+    def __init__(
+        self,
+        start: tuple[int, int, int],
+        stop: tuple[int, int, int],
+        pooling: int,
+        cube: int,
+        hidden_size: int,
+        position_init_sd: float,
+    ) -> None:
+        super().__init__()
+        self.start, self.stop, self.pooling, self.cube = start, stop, pooling, cube
+        sides = [b - a for a, b in zip(start, stop, strict=True)]
+        if any(side <= 0 or side % (pooling * cube) for side in sides):
+            raise ParameterError(
+                "a volume cannot be cut into whole cubes",
+                where="model.sub_volumes",
+                found=f"a box of {sides} voxels",
+                expected=f"multiples of pooling x cube = {pooling * cube}",
+            )
+        self.pooled_shape = tuple(side // pooling for side in sides)
+        self.grid = tuple(side // cube for side in self.pooled_shape)
+        self.count = self.grid[0] * self.grid[1] * self.grid[2]
+        self.projection = nn.Linear(cube**3, hidden_size)
+        self.positions = nn.Parameter(torch.empty(self.count, hidden_size).normal_(0.0, position_init_sd))
+        # Voxel statistics of the training participants; the identity until fitted. Kept in the checkpoint.
+        self.register_buffer("voxel_mean", torch.zeros(self.pooled_shape))
+        self.register_buffer("voxel_scale", torch.ones(self.pooled_shape))
+
+    def pool(self, volumes: Tensor) -> Tensor:
+        """Average-pool the box; (B, 1, X, Y, Z) -> (B, x, y, z), float32."""
+        box = volumes[:, 0, *(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))]
+        if self.pooling == 1:
+            return box.float()
+        return nn.functional.avg_pool3d(box.unsqueeze(1).float(), self.pooling).squeeze(1)
+
+    def cut(self, pooled: Tensor) -> Tensor:
+        """Cut into cubes; (B, x, y, z) -> (B, count, cube**3), in C order of the grid and within each cube."""
+        (i, j, k), c = self.grid, self.cube
+        cubes = pooled.reshape(-1, i, c, j, c, k, c).permute(0, 1, 3, 5, 2, 4, 6)
+        return cubes.reshape(-1, self.count, c**3)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Tokens with positions; (B, 1, X, Y, Z) -> (B, count, hidden)."""
+        pooled = (self.pool(volumes) - self.voxel_mean) * self.voxel_scale
+        return self.projection(self.cut(pooled)) + self.positions
+
+    @torch.no_grad()
+    def set_statistics(self, mean: Tensor, sd: Tensor) -> None:
+        """Standardize pooled voxels with ``mean`` and ``sd`` (pooled shape) of the training participants."""
+        self.voxel_mean.copy_(mean)
+        self.voxel_scale.copy_(1.0 / sd.clamp_min(SD_FLOOR))
+
+
+class SubVolumeEmbedding(nn.Module):
+    """A class token and the tokens of all sub-volumes, each with its learnable position.
+
+    Parameters
+    ----------
+    config
+        The model's configuration.
+    class_token
+        (hidden,) class token of the frozen vision transformer; it stays frozen, its position is learnt.
+    """
+
+    class_token: Tensor
+
+    def __init__(self, config: ModelConfig, class_token: Tensor) -> None:
+        super().__init__()
+        hidden_size = class_token.numel()
+        self.volume_shape = config.volume_shape
+        self.register_buffer("class_token", class_token.detach().reshape(1, 1, hidden_size).clone(), persistent=False)
+        self.class_position = nn.Parameter(torch.empty(1, hidden_size).normal_(0.0, config.position_init_sd))
+        self.coarse = CubeProjection(
+            (0, 0, 0), config.volume_shape, config.pooling, config.cube, hidden_size, config.position_init_sd
+        )
+        self.fine: CubeProjection | None = None
+        if config.fine is not None:
+            self.fine = CubeProjection(
+                config.fine.start,
+                config.fine.stop,
+                config.fine.pooling,
+                config.fine.cube,
+                hidden_size,
+                config.position_init_sd,
+            )
+
+    @property
+    def projections(self) -> list[CubeProjection]:
+        """The sets of sub-volumes, coarse first."""
+        return [self.coarse] if self.fine is None else [self.coarse, self.fine]
+
+    @property
+    def token_count(self) -> int:
+        """Tokens per volume, the class token included."""
+        return 1 + sum(projection.count for projection in self.projections)
+
+    def check(self, volumes: Tensor) -> None:
+        """Raise :class:`VolumeError` unless ``volumes`` is (B, 1, X, Y, Z) on the model's grid."""
+        if volumes.ndim != 5 or volumes.shape[1] != 1 or tuple(volumes.shape[2:]) != self.volume_shape:
+            raise VolumeError(
+                "wrong_grid",
+                "volumes are not on the model's grid",
+                found=f"a tensor of shape {tuple(volumes.shape)}",
+                expected=f"(batch, 1, {', '.join(map(str, self.volume_shape))})",
+                remedy="normalize the volumes with the parameters that the model was trained with",
+            )
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Token sequence; (B, 1, X, Y, Z) in [0, 1] -> (B, 1 + sub-volumes, hidden)."""
+        self.check(volumes)
+        first = (self.class_token + self.class_position).expand(volumes.shape[0], -1, -1)
+        return torch.cat([first, *(projection(volumes) for projection in self.projections)], dim=1)
+
+    @torch.no_grad()
+    def fit_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Measure mean and spread of every pooled voxel over batches of training volumes (B, 1, X, Y, Z).
+
+        Give it *training* participants only: statistics of others would leak into training.
+        """
+        counts = 0
+        sums: list[Tensor] = []
+        for volumes in batches:
+            self.check(volumes)
+            counts += len(volumes)
+            pooled = [projection.pool(volumes).double() for projection in self.projections]
+            values = [part for p in pooled for part in (p.sum(0), p.square().sum(0))]
+            sums = values if not sums else [a + b for a, b in zip(sums, values, strict=True)]
+        if not counts:
+            return
+        for index, projection in enumerate(self.projections):
+            mean = sums[2 * index] / counts
+            variance = (sums[2 * index + 1] / counts - mean.square()).clamp_min(0.0)
+            projection.set_statistics(mean.float(), variance.sqrt().float())
