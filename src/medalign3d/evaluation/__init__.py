@@ -1,0 +1,1 @@
+"""Evaluation: candidate scoring and generation, baselines, visual questions, metrics."""

@@ -1,0 +1,1 @@
+"""Training: batches, the loop, and the runs of the stages ``pretrain`` and ``tune``."""

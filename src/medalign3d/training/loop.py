@@ -1,0 +1,355 @@
+"""The training loop: AdamW, warm-up and cosine, clipping, validation, the best weights, exact resume.
+
+Features: fp32 or bfloat16 autocast; balanced validation score with the loss as tie-break; the best trainables are kept
+in memory; a checkpoint in a scratch folder at every validation, from which a killed run goes on bit by bit (weights,
+optimizer, random state; batches are a function of the step); a non-finite loss is an error that names the step.
+
+Not supported: gradient accumulation, and checkpoints between validations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medalign3d import files
+from medalign3d.errors import MedAlignError
+from medalign3d.evaluation.metrics import balanced_accuracy
+from medalign3d.params import Optimization
+from medalign3d.progress import Progress
+from medalign3d.training.data import Batch, EvaluationItem, TrainingData, chunks
+
+CHECKPOINT_FILE = "checkpoint.pt"
+HistoryRow = dict[str, float]
+
+
+@dataclass
+class TrainResult:
+    """What a training run leaves: the best trainables are loaded into the model.
+
+    ``history`` has one row per validation. ``resumed_from`` is the step of the checkpoint that it went on from.
+    """
+
+    history: list[HistoryRow]
+    best_step: int
+    best_score: float
+    best_loss: float
+    samples_per_second: float
+    seconds: float
+    resumed_from: int | None = None
+
+
+@dataclass
+class _Best:
+    """The best validation so far and its weights."""
+
+    step: int = -1
+    score: float = -math.inf
+    loss: float = math.inf
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def beaten_by(self, score: float, loss: float) -> bool:
+        """Whether a validation is better: a higher score, or the same score at a lower loss."""
+        return self.step < 0 or score > self.score or (score == self.score and loss < self.loss)
+
+
+def pick_device(name: str, number: int = 0) -> torch.device:
+    """The device of ``training.device``; runs side by side are spread over the GPUs by ``number``."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise MedAlignError(
+            "no CUDA device",
+            where="training.device",
+            found="cuda",
+            expected="a GPU that torch can use",
+            remedy="set training.device to auto or cpu",
+        )
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", number % torch.cuda.device_count())
+
+
+def learning_rate_at(step: int, optimization: Optimization) -> float:
+    """Linear warm-up over ``warmup_fraction`` of the steps, then a cosine to zero."""
+    warmup = max(1, round(optimization.steps * optimization.warmup_fraction))
+    if step < warmup:
+        return optimization.learning_rate * (step + 1) / warmup
+    share = (step - warmup) / max(1, optimization.steps - warmup)
+    return optimization.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def validate(
+    model: Any,
+    data: TrainingData,
+    items: list[EvaluationItem],
+    ablations: tuple[str, ...],
+    device: torch.device,
+    batch_size: int,
+) -> tuple[float, float]:
+    """Diagnosis score of a model on evaluation items.
+
+    Returns
+    -------
+    score, loss
+        Balanced accuracy (mean over cohort x question, then over text ablations) and the mean negative log-likelihood
+        of the true answer among the candidates. NaN and infinity without items.
+    """
+    if not items:
+        return math.nan, math.inf
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(f"{item.benchmark}/{item.question_name}", []).append(index)
+    was_training = model.training
+    model.eval()
+    predictions: dict[str, dict[int, Tensor]] = {ablation: {} for ablation in ablations}
+    with torch.inference_mode():
+        for indices in groups.values():
+            for chunk in chunks(len(indices), batch_size):
+                part = [indices[i] for i in chunk]
+                chosen = [items[i] for i in part]
+                prefix = model.visual_prefix(data.images([item.image_row for item in chosen]).to(device))
+                for ablation in ablations:
+                    texts = [data.text_of(item.row, ablation, item.question_name) for item in chosen]
+                    answers = [list(item.answers) for item in chosen]
+                    result = model.score(texts, [item.question for item in chosen], answers, prefix=prefix)
+                    for i, values in zip(part, result.float().cpu(), strict=True):
+                        predictions[ablation][i] = values
+    model.train(was_training)
+    per_ablation, losses = [], []
+    for ablation in ablations:
+        per_group = []
+        for indices in groups.values():
+            truth = [items[i].truth for i in indices]
+            predicted = [items[i].candidates[int(predictions[ablation][i].argmax())] for i in indices]
+            per_group.append(balanced_accuracy(truth, predicted, items[indices[0]].candidates))
+        per_ablation.append(float(np.mean(per_group)))
+        losses += [
+            -float(torch.log_softmax(predictions[ablation][i], dim=0)[items[i].candidates.index(items[i].truth)])
+            for i in range(len(items))
+        ]
+    return float(np.mean(per_ablation)), float(np.mean(losses))
+
+
+def _load_checkpoint(folder: Path | None) -> dict[str, Any] | None:
+    """The checkpoint in ``folder``; None where there is none or it is damaged (training then starts afresh)."""
+    if folder is None or not (folder / CHECKPOINT_FILE).is_file():
+        return None
+    try:
+        loaded: dict[str, Any] = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
+        return loaded
+    except Exception:  # torch raises many kinds for a damaged file; a fresh start is always right
+        return None
+
+
+class _Batches:
+    """Batches of consecutive steps; on a GPU the next one is made while the model computes."""
+
+    def __init__(self, data: TrainingData, ahead: bool) -> None:
+        self._data = data
+        self._pool = ThreadPoolExecutor(1) if ahead else None
+        self._waiting: tuple[int, Future[Batch]] | None = None
+
+    def get(self, step: int, last: int) -> Batch:
+        if self._pool is None:
+            return self._data.batch(step)
+        if self._waiting is not None and self._waiting[0] == step:
+            batch = self._waiting[1].result()
+        else:
+            batch = self._data.batch(step)
+        if step < last:
+            self._waiting = (step + 1, self._pool.submit(self._data.batch, step + 1))
+        return batch
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def train(
+    model: Any,
+    data: TrainingData,
+    optimization: Optimization,
+    *,
+    seed: int,
+    device: torch.device,
+    label: str,
+    ablations: tuple[str, ...] = ("full",),
+    evaluation_batch_size: int = 64,
+    scratch: Path | None = None,
+    on_history: Callable[[HistoryRow], None] | None = None,
+    stream: TextIO | None = None,
+    stop_after: int | None = None,
+) -> TrainResult:
+    """Train a model; afterwards it holds the weights of the best validation.
+
+    Parameters
+    ----------
+    model
+        A :class:`medalign3d.model.composite.MedAlign3D` on ``device``.
+    data
+        Its batches and validation items.
+    optimization
+        The recipe.
+    seed
+        Of dropout and anything else that draws from torch's generator.
+    device
+        Where the model is.
+    label, stream
+        Start of the line of progress, and where it goes (default: standard output).
+    ablations
+        Text ablations over which the validation score is averaged.
+    evaluation_batch_size
+        Images at a time in validation.
+    scratch
+        Folder for the checkpoint; None keeps none. It is removed when the run ends.
+    on_history
+        Called with every history row.
+    stop_after
+        Stop (as if killed) after this many steps, keeping the checkpoint; for tests of resuming.
+
+    Raises
+    ------
+    MedAlignError
+        When the loss or a gradient is not finite.
+    """
+    torch.manual_seed(seed)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        model.parameter_groups(optimization.weight_decay), lr=optimization.learning_rate, betas=(0.9, 0.98)
+    )
+    items = data.evaluation_items(("val",))
+    best = _Best()
+    history: list[HistoryRow] = []
+    start, resumed_from = 0, None
+    checkpoint = _load_checkpoint(scratch)
+    if checkpoint is not None:
+        model.load_trainable_state_dict(checkpoint["model"], where="checkpoint")
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["random"])
+        if device.type == "cuda" and checkpoint["random_cuda"] is not None:
+            torch.cuda.set_rng_state(checkpoint["random_cuda"], device)
+        best = _Best(**checkpoint["best"])
+        history = checkpoint["history"]
+        start = resumed_from = int(checkpoint["step"])
+    began = time.monotonic()
+    trained_seconds, trained_samples = 0.0, 0
+    sums: dict[str, float] = {}
+    since = 0
+    batches = _Batches(data, ahead=device.type == "cuda")
+    model.train()
+    stopped = False
+    try:
+        with Progress(label, optimization.steps, stream) as progress:
+            progress.done = start
+            for step in range(start, optimization.steps):
+                tick = time.monotonic()
+                rate = learning_rate_at(step, optimization)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                batch = batches.get(step, optimization.steps - 1)
+                with _autocast(device, optimization.precision):
+                    losses = model(
+                        batch.volumes.to(device, non_blocking=True),
+                        batch.texts,
+                        batch.questions,
+                        batch.answers,
+                        auxiliary=batch.auxiliary.to(device) if optimization.auxiliary_weight > 0 else None,
+                        contrastive=optimization.contrastive,
+                        lambda_generation=optimization.lambda_generation,
+                        auxiliary_weight=optimization.auxiliary_weight,
+                        label_smoothing=optimization.label_smoothing,
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                losses.total.backward()
+                norm = float(nn.utils.clip_grad_norm_(trainable, optimization.clip_norm))
+                parts = losses.scalars()
+                if not (math.isfinite(parts["total"]) and math.isfinite(norm)):
+                    raise MedAlignError(
+                        "training diverged: a loss or gradient is not finite",
+                        where=f"{label}, step {step + 1}",
+                        found=", ".join(f"{k} {v:.4g}" for k, v in parts.items()) + f", gradient norm {norm:.4g}",
+                        expected="finite numbers",
+                        remedy="lower learning_rate or clip_norm of this stage, or use precision: float32",
+                    )
+                optimizer.step()
+                trained_seconds += time.monotonic() - tick
+                trained_samples += len(batch.samples)
+                since += 1
+                for name, value in parts.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                speed = trained_samples / max(trained_seconds, 1e-9)
+                progress.advance(
+                    1,
+                    f"loss {parts['total']:.3f} (image-text {parts['contrastive']:.3f}, "
+                    f"answer {parts['generation']:.3f}"
+                    + (f", auxiliary {parts['auxiliary']:.3f}" if optimization.auxiliary_weight > 0 else "")
+                    + f")  temperature {parts['temperature']:.3f}  lr {rate:.2g}  {speed:.0f} samples/s"
+                    + (f"  validation {best.score:.3f}" if best.step >= 0 and items else ""),
+                )
+                done = step + 1
+                if done % optimization.validate_every == 0 or done == optimization.steps:
+                    score, loss = validate(model, data, items, ablations, device, evaluation_batch_size)
+                    model.train()
+                    if not items:
+                        score, loss = 0.0, sums["total"] / since
+                    if best.beaten_by(score, loss):
+                        best = _Best(done, score, loss, model.trainable_state_dict())
+                    row: HistoryRow = {"step": done, "learning_rate": rate}
+                    row |= {f"train_{name}": value / since for name, value in sums.items()}
+                    row |= {"validation_score": score, "validation_loss": loss}
+                    history.append(row)
+                    if on_history is not None:
+                        on_history(row)
+                    sums, since = {}, 0
+                    if scratch is not None and done < optimization.steps:
+                        state = {
+                            "step": done,
+                            "model": model.trainable_state_dict(),
+                            "optimizer": optimizer.state_dict(),
+                            "random": torch.get_rng_state(),
+                            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+                            "best": {"step": best.step, "score": best.score, "loss": best.loss, "state": best.state},
+                            "history": history,
+                        }
+                        with files.atomic_path(scratch / CHECKPOINT_FILE) as temporary:
+                            torch.save(state, temporary)
+                if stop_after is not None and done >= stop_after and done < optimization.steps:
+                    stopped = True
+                    break
+    finally:
+        batches.close()
+    if not stopped:
+        model.load_trainable_state_dict(best.state, where="best validation")
+    model.eval()
+    return TrainResult(
+        history=history,
+        best_step=best.step,
+        best_score=best.score,
+        best_loss=best.loss,
+        samples_per_second=trained_samples / max(trained_seconds, 1e-9),
+        seconds=time.monotonic() - began,
+        resumed_from=resumed_from,
+    )
+
+
+def remove_scratch(scratch: Path | None) -> None:
+    """Remove a run's checkpoint folder once its results stand at their place."""
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
