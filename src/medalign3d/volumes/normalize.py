@@ -1,0 +1,564 @@
+"""From a head as it was scanned to a brain in MNI space as uint8: the stage ``normalize``.
+
+read -> check -> registration -> tissue and drift -> brain mask -> gate -> (fallback -> gate) -> one resampling -> bytes
+
+Images that come already stripped and in MNI space are recognised by their voxels and affine and pass unchanged but for
+resampling and scaling. The array is interpolated once, from the scanned grid to the target grid.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medalign3d import files
+from medalign3d.errors import InputError, VolumeError
+from medalign3d.params import Normalize
+from medalign3d.progress import Progress
+from medalign3d.volumes import bias, fallback, intensity, mask, pool, quality, regions, register, store
+from medalign3d.volumes import template as mni
+from medalign3d.volumes.grids import Array, Grid, Matrix, inside, reduce_to, resample
+from medalign3d.volumes.read import Volume, check, read_volume
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALGORITHM_VERSION = 1
+"""Part of every cache key: raised when the arrays that this package makes change."""
+
+MINIMUM_GREY_WHITE_CONTRAST = 0.8
+SCALE_LIMITS = (0.55, 1.45)
+MAXIMUM_STRETCH = 1.8
+MINIMUM_COVERAGE = 0.9
+BRAIN_ML_LIMITS = (500.0, 2600.0)
+
+BACKGROUND_FRACTION = 0.02
+"""Below this share of the 99th percentile a voxel counts as blank."""
+
+Verdict = Literal["accepted", "quarantined"]
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A normalized image.
+
+    Attributes
+    ----------
+    array
+        uint8 of the target shape: 1..255 in the brain, 0 outside. None when quarantined before it could be made.
+    affine
+        4x4, voxel index to MNI millimetres (RAS axes).
+    verdict, reason, detail
+        Whether the gate let it pass; if not, a quarantine reason code and what was measured.
+    method
+        ``gauss-newton``, ``greedy`` or ``already-normalized``.
+    transform
+        4x4, MNI millimetres to scanner millimetres.
+    metrics
+        What the gate looked at (see :class:`medalign3d.volumes.quality.Quality`), and seconds.
+    """
+
+    array: NDArray[np.uint8] | None
+    affine: Matrix
+    verdict: Verdict
+    reason: str
+    detail: str
+    method: str
+    transform: Matrix
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    registration: register.Registration
+    tissue: bias.Tissue | None
+    mask: NDArray[np.bool_] | None
+    quality: quality.Quality | None
+    problem: str
+
+
+def work_zoom(zooms_mm: float) -> float:
+    """Voxel size of the grid on which tissue and mask are found, for a target voxel size."""
+    return 3.0 if zooms_mm >= 2.5 else 2.0
+
+
+def _tame(data: Array) -> Array:
+    """Make intensities start at zero and cap reconstruction spikes; the brain's own values are not touched."""
+    sample = data[::3, ::3, ::3]
+    low, high = (float(v) for v in np.percentile(sample, [0.5, 99.9]))
+    low = min(low, 0.0)
+    if not high > low:
+        return data
+    ceiling = low + 2.0 * (high - low)
+    if low < 0 or float(data.max()) > ceiling or float(data.min()) < 0:
+        return np.clip(data - np.float32(low), 0.0, np.float32(ceiling - low))
+    return data
+
+
+def is_already_normalized(head: Array, template: mni.Template) -> tuple[bool, NDArray[np.bool_]]:
+    """Whether an image, sampled on the template's grid as its affine says, is a stripped brain in MNI space.
+
+    Returns
+    -------
+    The answer, and the brain's mask on that grid.
+    """
+    bright = float(np.percentile(head, 99))
+    solid = ndimage.binary_fill_holes(head > BACKGROUND_FRACTION * bright) if bright > 0 else np.zeros(head.shape, bool)
+    outside = template.distance > 7.0
+    within = template.distance < -4.0
+    blank = 1.0 - float(solid[outside].mean())
+    filled = float(solid[within].mean())
+    if blank < 0.98 or filled < 0.95:
+        return False, solid
+    return quality.local_correlation(head, template) > 0.25, solid
+
+
+def _judge(found: quality.Quality, params: Normalize) -> str:
+    """The first problem that the gate sees, in words; empty when it lets the image pass."""
+    if found.local_correlation < params.minimum_local_correlation:
+        return f"local correlation with the template {found.local_correlation:.2f} < {params.minimum_local_correlation:g}"
+    if found.grey_white_contrast < MINIMUM_GREY_WHITE_CONTRAST:
+        return f"white matter does not stand out from grey matter ({found.grey_white_contrast:.2f} spreads)"
+    if not SCALE_LIMITS[0] < found.scale < SCALE_LIMITS[1] or found.stretch > MAXIMUM_STRETCH:
+        return f"implausible head size (scale {found.scale:.2f}, stretch {found.stretch:.2f})"
+    if found.coverage < MINIMUM_COVERAGE:
+        return f"only {found.coverage:.0%} of the brain lies within the image"
+    if not BRAIN_ML_LIMITS[0] < found.brain_ml < BRAIN_ML_LIMITS[1]:
+        return f"implausible brain volume ({found.brain_ml:.0f} mL)"
+    return ""
+
+
+def _attempt(
+    data: Array, affine: Matrix, registration: register.Registration, template: mni.Template, params: Normalize
+) -> _Attempt:
+    """Tissue, mask and gate for one registration."""
+    zoom = float(template.grid.zooms[0])
+    small, small_affine = reduce_to(data, affine, zoom)
+    head = resample(small, small_affine, template.grid, registration.transform)
+    tissue = bias.fit(head, template, correct=params.bias_correction)
+    if tissue is None:
+        return _Attempt(registration, None, None, None, "nothing where the brain should be")
+    if tissue.coefficients is not None:
+        head = head * np.exp(-bias.drift(tissue.coefficients, template.grid))
+    found_mask = mask.brain_mask(head, template, tissue)
+    seen = inside(data.shape, affine, template.grid, registration.transform)
+    brain = template.distance < 0
+    coverage = float((seen & brain).sum() / brain.sum())
+    if coverage < 1.0:
+        found_mask &= seen
+    blank = head <= BACKGROUND_FRACTION * float(tissue.levels[2])
+    if float(blank[(template.distance > 7.0) & seen].mean()) > 0.97:
+        # Stripped before it came here: nothing beyond its own edge is brain.
+        found_mask &= ndimage.binary_fill_holes(~blank)
+    found = quality.measure(head, template, registration.transform, tissue, found_mask, coverage)
+    return _Attempt(registration, tissue, found_mask, found, _judge(found, params))
+
+
+def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
+    """Normalize one image.
+
+    Parameters
+    ----------
+    volume
+        From :func:`medalign3d.volumes.read.read_volume`.
+    params
+        The section ``normalize`` of the parameters.
+
+    Returns
+    -------
+    Normalized
+        ``verdict`` says whether it may go on.
+
+    Raises
+    ------
+    VolumeError
+        When the image breaks an acceptance rule (see :func:`medalign3d.volumes.read.check`) or its brain is constant.
+    """
+    started = time.perf_counter()
+    check(volume)
+    target = mni.target_grid(params.shape, params.zooms_mm)
+    template = mni.at_zoom(work_zoom(params.zooms_mm))
+    data, affine = _tame(volume.data), np.asarray(volume.affine, dtype=float)
+
+    small, small_affine = reduce_to(data, affine, float(template.grid.zooms[0]))
+    as_is = resample(small, small_affine, template.grid)
+    already, solid = is_already_normalized(as_is, template)
+    if already:
+        tissue = bias.fit(as_is, template, correct=False)
+        if tissue is not None:
+            found = quality.measure(as_is, template, np.eye(4), tissue, solid, 1.0)
+            problem = _judge(found, params)
+            if not problem:
+                sampled = mni.sample_averaged(data, affine, target, np.eye(4))
+                ceiling = np.float32(BACKGROUND_FRACTION * np.percentile(as_is, 99))
+                share = mni.sample_averaged((data > ceiling).astype(np.float32), affine, target, np.eye(4))
+                brain = ndimage.binary_fill_holes(share > 0.5)
+                array = intensity.to_bytes(sampled, brain)
+                return _result(array, target, "", "already-normalized", np.eye(4), found, started)
+
+    first = register.register(
+        data,
+        affine,
+        coarse_mm=params.registration.coarse_mm,
+        fine_mm=params.registration.fine_mm,
+        maximum_iterations=params.registration.maximum_iterations,
+    )
+    attempt = _attempt(data, affine, first, template, params)
+    if attempt.problem and params.fallback == "greedy":
+        second = fallback.register_greedy(data, affine, first.transform)
+        if second is not None:
+            retry = _attempt(data, affine, second, template, params)
+            better = retry.quality is not None and (
+                attempt.quality is None or retry.quality.local_correlation > attempt.quality.local_correlation
+            )
+            if not retry.problem or better:
+                attempt = retry
+    transform = attempt.registration.transform
+    if attempt.tissue is None or attempt.mask is None or attempt.quality is None:
+        return _result(None, target, attempt.problem, attempt.registration.method, transform, None, started)
+    array = None
+    if not attempt.problem:
+        array = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask)
+    return _result(array, target, attempt.problem, attempt.registration.method, transform, attempt.quality, started)
+
+
+def _final_array(
+    data: Array, affine: Matrix, transform: Matrix, target: Grid, work: Grid, tissue: bias.Tissue, brain: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """The one interpolation from the scanned grid, drift removed, masked, in bytes."""
+    on_target = resample(brain.astype(np.float32), work.affine, target) > 0.5
+    sampled = mni.sample_averaged(data, affine, target, transform, where=on_target)
+    if tissue.coefficients is not None:
+        sampled *= np.exp(-bias.drift(tissue.coefficients, target))
+    return intensity.to_bytes(sampled, on_target)
+
+
+def _result(
+    array: NDArray[np.uint8] | None,
+    target: Grid,
+    problem: str,
+    method: str,
+    transform: Matrix,
+    found: quality.Quality | None,
+    started: float,
+) -> Normalized:
+    metrics = {} if found is None else found.as_dict()
+    metrics["seconds"] = time.perf_counter() - started
+    verdict: Verdict = "quarantined" if problem else "accepted"
+    return Normalized(array, target.affine, verdict, "QC_FAIL" if problem else "", problem, method, transform, metrics)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cohorts
+
+METRIC_COLUMNS = (
+    "local_correlation",
+    "grey_white_contrast",
+    "fluid_level",
+    "scale",
+    "stretch",
+    "coverage",
+    "overlap",
+    "brain_ml",
+)
+INDEX_COLUMNS = (
+    "image_id",
+    "path",
+    "sha256",
+    "verdict",
+    "reason",
+    "detail",
+    "method",
+    *METRIC_COLUMNS,
+    "seconds",
+    *regions.REGION_COLUMNS,
+    "source_sha256",
+    "params_sha256",
+)
+
+
+def params_sha256(params: Normalize) -> str:
+    """Digest of what decides the arrays: the parameters (less workers and time limit) and the algorithm's version."""
+    deciding = params.model_dump(exclude={"workers", "time_limit_seconds"})
+    return files.sha256_json({"params": deciding, "version": ALGORITHM_VERSION})
+
+
+@dataclass(frozen=True)
+class _Task:
+    image_id: str
+    root: str
+    source_path: str
+    source_format: str | None
+    out_dir: str
+    params: dict[str, Any]
+
+
+def _normalize_one(task: _Task) -> dict[str, Any]:
+    """Worker: normalize and store one image; its row of the index."""
+    started = time.perf_counter()
+    params = Normalize.model_validate(task.params)
+    row: dict[str, Any] = {"image_id": task.image_id, "path": "", "sha256": "", "method": "", "detail": ""}
+    try:
+        volume = read_volume(task.root, task.source_path, task.source_format)
+        result = normalize_volume(volume, params)
+    except VolumeError as error:
+        found = f": {error.found}" if error.found else ""
+        row |= {"verdict": "quarantined", "reason": error.reason, "detail": f"{error.what}{found}"}
+        row["seconds"] = time.perf_counter() - started
+        return row
+    row |= {"verdict": result.verdict, "reason": result.reason, "detail": result.detail, "method": result.method}
+    row |= {name: result.metrics.get(name, float("nan")) for name in METRIC_COLUMNS}
+    if result.array is not None and result.verdict == "accepted":
+        row |= regions.measure(result.array, result.affine)
+        row["path"] = f"{task.image_id}.npy"
+        row["sha256"] = store.write(task.out_dir, task.image_id, result.array)
+    row["seconds"] = time.perf_counter() - started
+    return row
+
+
+def normalize_cohort(
+    images: pd.DataFrame, root: str | os.PathLike[str], params: Normalize, out_dir: str | os.PathLike[str]
+) -> pd.DataFrame:
+    """Normalize every image of a cohort into a store; only what is new or changed is done.
+
+    Parameters
+    ----------
+    images
+        Columns ``image_id``, ``source_path``, ``source_format``, ``data_sha256``; one row per image. Its
+        ``attrs["simulated"]`` goes into the index's metadata.
+    root
+        The cohort's folder.
+    params
+        The section ``normalize`` of the parameters.
+    out_dir
+        The store: ``<image_id>.npy`` and ``index.parquet``.
+
+    Returns
+    -------
+    DataFrame
+        The index: one row per image, columns :data:`INDEX_COLUMNS`.
+    """
+    import pandas as pd
+
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    mni.target_grid(params.shape, params.zooms_mm)  # a grid that cuts the brain is refused before any work
+    duplicated = images["image_id"][images["image_id"].duplicated()]
+    if len(duplicated):
+        raise InputError("an image id stands twice", where="images table", found=duplicated.iloc[0])
+    digest = params_sha256(params)
+    known = _known_rows(out)
+    rows: list[dict[str, Any]] = []
+    tasks: list[_Task] = []
+    sources: list[str] = []
+    values = params.model_dump()
+    for record in images.to_dict("records"):
+        image_id = str(record["image_id"])
+        store.volume_path(out, image_id)
+        source = record.get("data_sha256")
+        source = source if isinstance(source, str) else ""
+        old = known.get(image_id)
+        if old is not None and source and old["source_sha256"] == source and old["params_sha256"] == digest:
+            rows.append(old)
+            continue
+        source_format = record.get("source_format")
+        tasks.append(
+            _Task(
+                image_id,
+                str(root),
+                str(record["source_path"]),
+                source_format if isinstance(source_format, str) and source_format else None,
+                str(out),
+                values,
+            )
+        )
+        sources.append(source)
+    if rows:
+        print(f"normalize: {len(rows)} of {len(images)} volumes are up to date", flush=True)
+    accepted = 0
+    with Progress("normalize", len(tasks)) as progress:
+        for outcome in pool.run_tasks(
+            _normalize_one, tasks, workers=params.workers, time_limit_seconds=params.time_limit_seconds
+        ):
+            task = tasks[outcome.index]
+            if outcome.status == "done":
+                row = outcome.value
+            else:
+                # A message may hold a path; the image's own row is the place for it, not a log.
+                row = {"image_id": task.image_id, "verdict": "quarantined", "reason": "IMAGE_UNREADABLE"}
+                row["detail"] = f"{outcome.status}: {outcome.error}"[:300]
+            row |= {"source_sha256": sources[outcome.index], "params_sha256": digest}
+            rows.append(row)
+            accepted += row["verdict"] == "accepted"
+            progress.advance(note=f"{progress.done + 1 - accepted} quarantined")
+    index = pd.DataFrame(rows).reindex(columns=list(INDEX_COLUMNS))
+    order = {str(image_id): place for place, image_id in enumerate(images["image_id"])}
+    index = index.sort_values("image_id", key=lambda ids: ids.map(order), ignore_index=True)
+    for name in ("path", "sha256", "verdict", "reason", "detail", "method", "source_sha256", "params_sha256", "image_id"):
+        index[name] = index[name].fillna("").astype(str)
+    for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
+        index[name] = index[name].astype("float32")
+    _remove_stale(out, set(index.loc[index["verdict"] == "accepted", "path"]))
+    target = mni.target_grid(params.shape, params.zooms_mm)
+    metadata = {
+        "simulated": str(images.attrs.get("simulated", "false")),
+        "shape": " ".join(map(str, target.shape)),
+        "affine": " ".join(f"{v:.6g}" for v in target.affine.ravel()),
+        "space": "MNI152 (ICBM 2009a non-linear symmetric)",
+    }
+    files.write_parquet(out / store.INDEX_NAME, index, metadata)
+    index.attrs = metadata
+    return index
+
+
+def _known_rows(out: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the index of an earlier run whose arrays still stand."""
+    path = out / store.INDEX_NAME
+    if not path.exists():
+        return {}
+    try:
+        old = files.read_parquet(path)
+    except InputError:
+        return {}
+    if list(old.columns) != list(INDEX_COLUMNS):
+        return {}
+    return {
+        str(row["image_id"]): row
+        for row in old.to_dict("records")
+        if row["verdict"] != "accepted" or (out / str(row["path"])).is_file()
+    }
+
+
+def _remove_stale(out: Path, keep: set[str]) -> None:
+    """Remove arrays that no row of the index names, and leftovers of interrupted writes."""
+    import shutil
+
+    for path in out.iterdir():
+        if path.suffix == ".npy" and path.name not in keep:
+            path.unlink()
+        elif path.is_dir() and path.name.startswith(".writing-"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def normalize_inputs(
+    paths: Sequence[str | os.PathLike[str]], params: Normalize, out_dir: str | os.PathLike[str]
+) -> pd.DataFrame:
+    """Normalize single files or DICOM folders for a person at a command line.
+
+    Writes, per input, ``<name>.nii.gz`` (uint8 in MNI space) and ``<name>.png`` (a picture to look at), and ``index.parquet``
+    (columns as :func:`normalize_cohort`, with ``path`` naming the NIfTI file).
+
+    Parameters
+    ----------
+    paths
+        NIfTI, NIfTI pair or Analyze files, DICOM folders, zips (also ``archive.zip!inner/path``).
+    params
+        The section ``normalize`` of the parameters.
+    out_dir
+        Made when it does not exist.
+
+    Returns
+    -------
+    DataFrame
+        One row per input; a refused input has ``verdict`` ``quarantined`` and a ``reason``.
+    """
+    import pandas as pd
+
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    names = unique_names([str(p) for p in paths])
+    tasks = [(str(path), name, str(out), params.model_dump()) for path, name in zip(paths, names, strict=True)]
+    rows: list[dict[str, Any]] = [{} for _ in tasks]
+    digest = params_sha256(params)
+    with Progress("normalize", len(tasks)) as progress:
+        for outcome in pool.run_tasks(
+            _normalize_input, tasks, workers=params.workers, time_limit_seconds=params.time_limit_seconds
+        ):
+            if outcome.status == "done":
+                row = outcome.value
+            else:
+                row = {"verdict": "quarantined", "reason": "IMAGE_UNREADABLE", "detail": f"{outcome.status}: {outcome.error}"}
+            rows[outcome.index] = {"image_id": names[outcome.index], "params_sha256": digest, **row}
+            progress.advance()
+    index = pd.DataFrame(rows).reindex(columns=list(INDEX_COLUMNS))
+    text = ("image_id", "path", "sha256", "verdict", "reason", "detail", "method", "source_sha256", "params_sha256")
+    for name in text:
+        index[name] = index[name].fillna("").astype(str)
+    for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
+        index[name] = index[name].astype("float32")
+    files.write_parquet(out / store.INDEX_NAME, index, {"simulated": "unknown"})
+    return index
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+    """A file name stem per path: the base name less its suffixes, numbered where two are alike.
+
+    >>> unique_names(["a/head.nii.gz", "b/head.nii", "scan.zip!in/one.hdr"])
+    ['head', 'head-2', 'one']
+    """
+    import re
+
+    names: list[str] = []
+    for path in paths:
+        stem = path.rstrip("/").replace("!", "/").rsplit("/", 1)[-1]
+        stem = re.sub(r"(\.nii\.gz|\.nifti\.hdr|\.nifti\.img|\.nii|\.hdr|\.img|\.zip|\.dcm)$", "", stem, flags=re.IGNORECASE)
+        stem = re.sub(r"[^A-Za-z0-9_.\-]+", "_", stem).strip("._-") or "volume"
+        name, count = stem, 1
+        while name in names:
+            count += 1
+            name = f"{stem}-{count}"
+        names.append(name)
+    return names
+
+
+def _normalize_input(task: tuple[str, str, str, dict[str, Any]]) -> dict[str, Any]:
+    """Worker of :func:`normalize_inputs`."""
+    import nibabel
+
+    from medalign3d.volumes import pictures
+
+    path, name, out_dir, values = task
+    params = Normalize.model_validate(values)
+    started = time.perf_counter()
+    outer, separator, inner = path.partition("!")
+    place = Path(outer).resolve()
+    try:
+        volume = read_volume(place.parent, place.name + separator + inner)
+        result = normalize_volume(volume, params)
+    except VolumeError as error:
+        found = f": {error.found}" if error.found else ""
+        return {
+            "verdict": "quarantined",
+            "reason": error.reason,
+            "detail": f"{error.what}{found}",
+            "seconds": time.perf_counter() - started,
+        }
+    row: dict[str, Any] = {
+        "verdict": result.verdict,
+        "reason": result.reason,
+        "detail": result.detail,
+        "method": result.method,
+        "source_sha256": volume.data_sha256(),
+        **{column: result.metrics.get(column, float("nan")) for column in METRIC_COLUMNS},
+    }
+    out = Path(out_dir)
+    if result.array is not None and result.verdict == "accepted":
+        image = nibabel.Nifti1Image(result.array, result.affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(result.affine, code="mni")
+        image.set_qform(result.affine, code="mni")
+        with files.atomic_path(out / f"{name}.nii.gz") as temporary:
+            nibabel.save(image, temporary)
+        row |= {"path": f"{name}.nii.gz", "sha256": files.sha256_file(out / f"{name}.nii.gz")}
+        row |= regions.measure(result.array, result.affine)
+    pictures.write_quality_picture(volume, result, out / f"{name}.png")
+    row["seconds"] = time.perf_counter() - started
+    return row

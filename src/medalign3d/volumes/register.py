@@ -1,0 +1,349 @@
+"""Affine registration of a head to the MNI152 brain: Gauss-Newton on locally normalised images.
+
+Both images are brought to zero mean and unit variance within a moving window, so that neither bias fields nor scanner
+contrast matter, and only what lies within (and just around) the template's brain is looked at, so that scalp, neck and
+background do not matter. The sum of squared differences of two such images is 2 - 2 x their local correlation; its
+Gauss-Newton minimum on a grid of 4 mm takes tens of milliseconds.
+
+A coarse grid of 8 mm finds the starting place: for each of several head rotations, one FFT cross-correlation tries all
+translations. When no start leads to a fair agreement, the search goes on with stronger tilts and then with the 23 other
+axis-aligned patient positions (an unreadable orientation header).
+
+Left and right cannot be told from the image: the transform never mirrors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+from medalign3d.volumes import template as mni
+from medalign3d.volumes.grids import Array, Grid, Matrix, inside, reduce_to, resample
+
+RIM_MM = 5.0
+"""Width of the rim around the template brain that is compared too: the dark gap outside the brain is a strong landmark."""
+
+COARSE_WINDOW, FINE_WINDOW = 2.5, 2.0
+"""Standard deviation of the moving window, in voxels of the level's grid (wide: larger capture range; narrow: precision)."""
+
+FAIR_CORRELATION = 0.55
+"""Local correlation from which the search for better starts stops (adults reach 0.55-0.9)."""
+
+RADIUS_MM = 80.0
+"""Coordinates are divided by this so that all twelve parameters have comparable effects."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The template prepared for one resolution."""
+
+    grid: Grid
+    window: float
+    weight: Array
+    normalised: Array
+    gradient: Array
+    smoothed_weight: Array
+    points: NDArray[np.intp]
+    coordinates: Array
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a registration found.
+
+    ``transform`` is 4x4 and maps MNI millimetres to the image's millimetres; ``correlation`` is the mean local
+    correlation over the template brain (1: identical, 0: unrelated).
+    """
+
+    transform: Matrix
+    correlation: float
+    starts: int
+    method: str = "gauss-newton"
+
+
+def _local_normalise(data: Array, weight: Array, smoothed_weight: Array, window: float) -> tuple[Array, Array]:
+    """Zero mean and unit variance within a Gaussian window, counting only where ``weight`` is positive.
+
+    Returns the normalised image (times nothing: zero where there is no weight) and the local standard deviation.
+    """
+    mean = ndimage.gaussian_filter(data * weight, window, truncate=2.0, mode="constant") / smoothed_weight
+    centred = (data - mean) * weight
+    variance = ndimage.gaussian_filter(centred * centred, window, truncate=2.0, mode="constant") / smoothed_weight
+    total = float(weight.sum())
+    # A floor of a tenth of the typical contrast keeps flat regions and air from being blown up to full-scale noise.
+    floor = 0.01 * float((variance * weight).sum()) / max(total, 1e-6) + 1e-12
+    deviation = np.sqrt(variance + floor)
+    return (centred / deviation).astype(np.float32), deviation.astype(np.float32)
+
+
+def _window_weight(weight: Array, window: float) -> Array:
+    return ndimage.gaussian_filter(weight, window, truncate=2.0, mode="constant") + np.float32(1e-3)
+
+
+def _gradient(data: Array, zoom: float) -> Array:
+    """Central differences per millimetre, shape (3, X, Y, Z)."""
+    out = np.zeros((3, *data.shape), dtype=np.float32)
+    for axis in range(3):
+        moved = np.moveaxis(data, axis, 0)
+        target = np.moveaxis(out[axis], axis, 0)
+        target[1:-1] = (moved[2:] - moved[:-2]) / np.float32(2 * zoom)
+    return out
+
+
+@lru_cache(maxsize=4)
+def level(zoom_mm: float, window: float) -> Level:
+    """Prepare the template at ``zoom_mm``; kept for the life of the process."""
+    template = mni.at_zoom(zoom_mm, 12.0)
+    weight = np.clip((RIM_MM - template.distance) / zoom_mm + 0.5, 0.0, 1.0).astype(np.float32)
+    smoothed = _window_weight(weight, window)
+    normalised, _ = _local_normalise(template.t1, weight, smoothed, window)
+    points = np.flatnonzero(weight.ravel() > 0.25)
+    axes = np.broadcast_arrays(*template.grid.coordinates())
+    coordinates = np.stack([a.ravel()[points] for a in axes], axis=1) / np.float32(RADIUS_MM)
+    return Level(
+        template.grid, window, weight, normalised, _gradient(normalised, zoom_mm), smoothed, points, coordinates.astype(np.float32)
+    )
+
+
+@dataclass
+class _Fit:
+    transform: Matrix
+    correlation: float
+
+
+def _compare(data: Array, affine: Matrix, at: Level, transform: Matrix) -> tuple[Array, Array, Array, float]:
+    """Warp, normalise, and compare: normalised image, local deviation, weight within the image, local correlation."""
+    warped = resample(data, affine, at.grid, transform)
+    seen = inside(data.shape, affine, at.grid, transform)
+    if seen.all():
+        weight, smoothed = at.weight, at.smoothed_weight
+    else:
+        weight = at.weight * seen
+        smoothed = _window_weight(weight, at.window)
+    normalised, deviation = _local_normalise(warped, weight, smoothed, at.window)
+    product = float(np.vdot(normalised, at.normalised))
+    norm = float(np.sqrt(np.vdot(normalised, normalised) * np.vdot(at.normalised, at.normalised))) + 1e-9
+    # What lies outside the image counts as unrelated, or else a start could win by pushing the brain out of view.
+    coverage = float(weight.sum() / at.weight.sum())
+    return normalised, deviation, weight, product / norm * min(1.0, coverage / 0.9)
+
+
+def _gauss_newton(
+    data: Array, affine: Matrix, at: Level, transform: Matrix, iterations: int, *, rigid_first: int = 0
+) -> _Fit:
+    """Minimise the squared difference of the locally normalised images over the twelve affine parameters.
+
+    The Jacobian is the mean of both images' gradients (efficient second-order minimisation), which converges from
+    farther than either alone. ``rigid_first`` iterations move rigidly with one common scale.
+    """
+    zoom = float(at.grid.zooms[0])
+    best = _Fit(transform, -1.0)
+    damping = 1e-3
+    current = transform
+    failures = 0
+    homogeneous = np.concatenate([at.coordinates, np.ones((len(at.points), 1), np.float32)], axis=1)
+    for iteration in range(iterations + 1):
+        normalised, _, weight, correlation = _compare(data, affine, at, current)
+        if correlation > best.correlation + 1e-5:
+            gain = correlation - best.correlation
+            best = _Fit(current, correlation)
+            damping = max(damping / 4, 1e-4)
+            failures = 0
+            gradient = 0.5 * (_gradient(normalised, zoom) + at.gradient)
+            slopes = gradient.reshape(3, -1)[:, at.points].T * RADIUS_MM
+            residual = (at.normalised - normalised).ravel()[at.points]
+            root = np.sqrt(weight.ravel()[at.points])
+            jacobian = (slopes[:, :, None] * homogeneous[:, None, :]).reshape(len(at.points), 12) * root[:, None]
+            normal = (jacobian.T @ jacobian).astype(float)
+            right = (jacobian.T @ (residual * root)).astype(float)
+            if gain < 2e-4 and iteration > rigid_first + 1:
+                break
+        else:
+            failures += 1
+            damping *= 20
+            if failures > 3:
+                break
+        if iteration == iterations:
+            break
+        if iteration < rigid_first:
+            basis = _similarity_basis()
+            reduced = basis.T @ normal @ basis
+            step = basis @ np.linalg.solve(reduced + damping * np.diag(np.diag(reduced)) + 1e-9 * np.eye(7), basis.T @ right)
+        else:
+            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)) + 1e-9 * np.eye(12), right)
+        step = step.reshape(3, 4)
+        length = float(np.abs(step).max()) * RADIUS_MM
+        longest = 3.0 * zoom
+        if length > longest:
+            step = step * (longest / length)
+        update = np.eye(4)
+        update[:3, :3] += step[:, :3]
+        update[:3, 3] = step[:, 3] * RADIUS_MM
+        current = best.transform @ update
+    return best
+
+
+@lru_cache(maxsize=1)
+def _similarity_basis() -> Matrix:
+    """Twelve affine parameters from three rotations, one scale and three translations, shape (12, 7)."""
+    columns = []
+    for first, second in ((1, 2), (2, 0), (0, 1)):
+        matrix = np.zeros((3, 4))
+        matrix[first, second], matrix[second, first] = -1.0, 1.0
+        columns.append(matrix.ravel())
+    scale = np.zeros((3, 4))
+    scale[:, :3] = np.eye(3)
+    columns.append(scale.ravel())
+    for axis in range(3):
+        matrix = np.zeros((3, 4))
+        matrix[axis, 3] = 1.0
+        columns.append(matrix.ravel())
+    return np.stack(columns, axis=1)
+
+
+def rotation(degrees_x: float, degrees_y: float, degrees_z: float) -> Matrix:
+    """3x3 rotation about x, then y, then z (degrees)."""
+    a, b, c = np.deg2rad([degrees_x, degrees_y, degrees_z])
+    about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+    about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
+    about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+@lru_cache(maxsize=1)
+def patient_positions() -> tuple[Matrix, ...]:
+    """The 24 rotations that map axes onto axes; the identity first."""
+    found = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            matrix = np.zeros((3, 3))
+            for row, column in enumerate(order):
+                matrix[row, column] = signs[row]
+            if np.linalg.det(matrix) > 0:
+                found.append(matrix)
+    return tuple(sorted(found, key=lambda m: -float(np.trace(m))))
+
+
+def _starts(
+    data: Array, affine: Matrix, at: Level, rotations: tuple[Matrix, ...], peaks: int, scale: float
+) -> list[tuple[float, Matrix]]:
+    """For each rotation, the ``peaks`` translations at which the locally normalised images agree best.
+
+    Returns pairs of a score and a transform, best first.
+    """
+    zoom = float(at.grid.zooms[0])
+    centre = affine[:3, :3] @ ((np.array(data.shape) - 1) / 2) + affine[:3, 3]
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in data.shape]))) @ affine[:3, :3].T + affine[:3, 3]
+    kernel = at.normalised * at.weight
+    middle = (at.grid.affine @ np.array([*((np.array(at.grid.shape) - 1) / 2), 1.0]))[:3]
+    out = []
+    for turn in rotations:
+        # The image is sampled on a grid whose axes are the template's, turned: x_image = centre + scale * turn @ y.
+        local = (corners - centre) @ turn / scale
+        half = np.abs(local).max(axis=0)
+        count = np.ceil(2 * half / zoom).astype(int) + 1
+        grid_affine = np.diag([zoom, zoom, zoom, 1.0])
+        grid_affine[:3, 3] = -zoom * (count - 1) / 2
+        grid = Grid((int(count[0]), int(count[1]), int(count[2])), grid_affine)
+        turned = np.eye(4)
+        turned[:3, :3] = scale * turn
+        turned[:3, 3] = centre
+        sampled = resample(data, affine, grid, turned)
+        full = np.ones(grid.shape, np.float32)
+        normalised, _ = _local_normalise(sampled, full, _window_weight(full, at.window), at.window)
+        size = [fft.next_fast_len(int(n + k), real=True) for n, k in zip(count, kernel.shape, strict=True)]
+        spectrum = fft.rfftn(normalised, size) * np.conj(fft.rfftn(kernel, size))
+        score = fft.irfftn(spectrum, size).astype(np.float32)
+        for _ in range(peaks):
+            index = np.array(np.unravel_index(int(score.argmax()), score.shape))
+            value = float(score[tuple(index)])
+            shift = np.where(index > count, index - np.array(size), index)
+            # Template voxel 0 lies on sampled voxel ``shift``: the template's middle in the turned grid's millimetres.
+            place = grid_affine[:3, 3] + zoom * (shift + (np.array(at.grid.shape) - 1) / 2)
+            transform = np.eye(4)
+            transform[:3, :3] = scale * turn
+            transform[:3, 3] = centre + scale * turn @ (place - middle)
+            out.append((value, transform))
+            window = [np.arange(i - 3, i + 4) % s for i, s in zip(index, size, strict=True)]
+            score[np.ix_(*window)] = -np.inf
+    return sorted(out, key=lambda pair: -pair[0])
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One round of the search: rotations, translations kept per rotation, and how many starts are refined."""
+
+    rotations: tuple[Matrix, ...]
+    peaks: int
+    refined: int
+
+
+@lru_cache(maxsize=1)
+def _rounds() -> tuple[_Round, ...]:
+    """What to try, in rounds of growing effort: usual nods, strong tilts, then other patient positions with nods."""
+    nods = tuple(rotation(x, 0, 0) for x in (0, -20, 20))
+    tilts = tuple(rotation(x, y, z) for x in (-30, -10, 10, 30) for y, z in ((0, 0), (0, 20), (0, -20), (20, 0), (-20, 0)))
+    positions = tuple(p @ rotation(x, 0, 0) for p in patient_positions()[1:] for x in (-12, 12))
+    return _Round(nods, 4, 4), _Round(tilts, 3, 12), _Round(positions, 2, 16)
+
+
+def register(
+    data: Array, affine: Matrix, *, coarse_mm: float = 8.0, fine_mm: float = 4.0, maximum_iterations: int = 20
+) -> Registration:
+    """Find the affine transform from MNI152 to a head.
+
+    Parameters
+    ----------
+    data, affine
+        The head, shape (X, Y, Z), with its voxel-to-millimetre affine. With or without skull.
+    coarse_mm, fine_mm
+        Voxel sizes of the two levels.
+    maximum_iterations
+        Gauss-Newton steps per level.
+
+    Returns
+    -------
+    Registration
+        Always something: judge it with :mod:`medalign3d.volumes.quality`.
+    """
+    fine, fine_affine = reduce_to(data, affine, fine_mm)
+    coarse, coarse_affine = reduce_to(fine, fine_affine, coarse_mm)
+    at = level(coarse_mm, COARSE_WINDOW)
+    best = _Fit(np.eye(4), -1.0)
+    tried = 0
+    for effort in _rounds():
+        # The FFT's score knows nothing of the mask; the masked correlation at each peak ranks starts better.
+        starts = [start for _, start in _starts(coarse, coarse_affine, at, effort.rotations, effort.peaks, scale=0.9)]
+        ranked = sorted(((_compare(coarse, coarse_affine, at, s)[3], k) for k, s in enumerate(starts)), reverse=True)
+        fits: list[_Fit] = []
+        for _, k in ranked[: effort.refined]:
+            tried += 1
+            fits.append(_gauss_newton(coarse, coarse_affine, at, starts[k], 8, rigid_first=6))
+            if fits[-1].correlation > FAIR_CORRELATION:
+                break
+        candidate = max(fits, key=lambda fit: fit.correlation)
+        candidate = _gauss_newton(coarse, coarse_affine, at, candidate.transform, maximum_iterations, rigid_first=2)
+        refined = _gauss_newton(fine, fine_affine, level(fine_mm, FINE_WINDOW), candidate.transform, maximum_iterations)
+        best = max([best, refined], key=lambda fit: fit.correlation)
+        if best.correlation > FAIR_CORRELATION:
+            break
+    return Registration(best.transform, best.correlation, tried)
+
+
+def correlation_at(data: Array, affine: Matrix, transform: Matrix, zoom_mm: float = 4.0) -> float:
+    """The local correlation that :func:`register` maximises, at a given transform."""
+    small, small_affine = reduce_to(data, affine, zoom_mm)
+    return _compare(small, small_affine, level(zoom_mm, FINE_WINDOW), transform)[3]
+
+
+def displacement_mm(first: Matrix, second: Matrix) -> float:
+    """Mean distance in millimetres, over the template brain, between where two transforms put the same points."""
+    at = level(8.0, COARSE_WINDOW)
+    points = at.coordinates.astype(float) * RADIUS_MM
+    difference = (points @ first[:3, :3].T + first[:3, 3]) - (points @ second[:3, :3].T + second[:3, 3])
+    return float(np.linalg.norm(difference, axis=1).mean())
