@@ -42,6 +42,7 @@ from medalign3d.cohorts.loni import (
     is_processed,
     is_repeat,
     is_t1_description,
+    laboratory_value,
     read_image_lists,
 )
 from medalign3d.cohorts.tables import Row, Table, find_table
@@ -195,11 +196,6 @@ def _words(meanings: dict[str, str]) -> Any:
 
 def _code(meanings: dict[float, str]) -> Any:
     return lambda cell: parse_code(cell, meanings, MISSING)
-
-
-def _censored(cell: str) -> tuple[float | None, QuarantineReason | None]:
-    """A laboratory value; text such as ``<0.10`` or ``NO SPECIMEN`` is emptied with an issue."""
-    return parse_number(cell, Quantity(0, 1e6, missing=MISSING))
 
 
 def _genotype(cell: str) -> tuple[str | None, QuarantineReason | None]:
@@ -469,7 +465,8 @@ class _Adni:
 
     def person_rows(self, table: Table, fields: dict[str, Any]) -> dict[str, dict[str, Sourced]]:
         """Person-level fields; of several visits' rows the first with a value (the earliest in the table's order) counts
-        only when all agree."""
+        only when all agree.
+        """
         collected = self.ingest.collect(table, self.visit_key, fields)
         people: dict[str, dict[str, list[Sourced]]] = {}
         for (subject, _), values in collected.items():
@@ -539,7 +536,7 @@ class _Adni:
 
     def read_labs(self, table: Table) -> None:
         collected = self.ingest.collect(
-            table, self.visit_key, {name: (_censored, (code,)) for code, name in LABS.items()}
+            table, self.visit_key, {name: (laboratory_value, (code,)) for code, name in LABS.items()}
         )
         for (subject, code), values in collected.items():
             key = (subject, "bl" if code in BASELINE_CODES else code)

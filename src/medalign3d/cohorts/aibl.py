@@ -38,6 +38,7 @@ from medalign3d.cohorts.loni import (
     group_images,
     is_repeat,
     is_t1_description,
+    laboratory_value,
     read_image_lists,
 )
 from medalign3d.cohorts.tables import Row, Table, find_table
@@ -178,9 +179,7 @@ def _identify(row: Row) -> tuple[str, str] | None:
 
 
 def _read_labs(book: Ingest, table: Table) -> dict[tuple[str, str], dict[str, Sourced]]:
-    collected = book.collect(
-        table, _identify, {name: (Quantity(0, 1e6, missing=MISSING), (code,)) for code, name in LABS.items()}
-    )
+    collected = book.collect(table, _identify, {name: (laboratory_value, (code,)) for code, name in LABS.items()})
     glucose = [values["glucose"].value for values in collected.values() if "glucose" in values]
     creatinine = [values["creatinine"].value for values in collected.values() if "creatinine" in values]
     si = (median(glucose) < 30) if glucose else bool(creatinine) and median(creatinine) > 15
@@ -343,14 +342,15 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
         if listed is None and date is not None:
             listed = search_by.get((subject, date))
         item.scan_date = date
-        visit = _match(book, item, listed, date, dates)
-        if visit is None:
+        matched = _match(book, item, listed, date, dates)
+        if matched is None:
             book.drop(
                 item,
                 QuarantineReason.NO_VISIT_IN_WINDOW,
                 f"no visit in the image list and none within {book.window_days} days of the scan",
             )
             continue
+        visit = matched
         item.session = visit.code
         person = people.get(subject, {})
         for column in ("sex", "apoe_genotype", "apoe4_count"):

@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 RULES_VERSION = "1"
+COMMENT = object()  # what a parser returns for a laboratory's remark in place of a result
 AGE_LOW, AGE_HIGH = 15.0, 110.0
 DAYS_PER_YEAR = 365.25
 DAYS_PER_MONTH = DAYS_PER_YEAR / 12
@@ -477,6 +478,18 @@ class Ingest:
 
     def field_issue(self, reason: QuarantineReason, subject: str, code: str, column: str, row: Row) -> None:
         """Record that a value was emptied: a field issue and a quarantine row of level ``field``."""
+        self._issue(reason, subject, code, column, row)
+        self.note(
+            reason,
+            Level.FIELD,
+            {"native_subject_id": subject, "visit_code": code, "column": column},
+            Severity.NULL_FIELD,
+            "the value was emptied",
+            row.table.relative,
+            row.line,
+        )
+
+    def _issue(self, reason: QuarantineReason, subject: str, code: str, column: str, row: Row) -> None:
         self._field_issues.append(
             {
                 "dataset": self.dataset,
@@ -487,15 +500,6 @@ class Ingest:
                 "source_row": row.line,
                 "reason": str(reason),
             }
-        )
-        self.note(
-            reason,
-            Level.FIELD,
-            {"native_subject_id": subject, "visit_code": code, "column": column},
-            Severity.NULL_FIELD,
-            "the value was emptied",
-            row.table.relative,
-            row.line,
         )
 
     def row_without_id(self, row: Row) -> None:
@@ -547,12 +551,19 @@ class Ingest:
     # -- values
 
     def value(self, row: Row, subject: str, code: str, parser: Quantity | Parser, *columns: str) -> Sourced | None:
-        """Read a cell; a malformed one becomes a field issue. None when there is no value."""
+        """Read a cell; a malformed one becomes a field issue. None when there is no value.
+
+        Laboratories write remarks into result cells (``<0.10``, ``SCC09``, ``NO SPECIMEN``): a parser that returns
+        ``COMMENT`` for such text gives a field issue without a quarantine row.
+        """
         cell = row.get(*columns)
         if cell == "":
             return None
         value, reason = parse_number(cell, parser) if isinstance(parser, Quantity) else parser(cell)
         column = row.column(*columns)
+        if value is COMMENT:
+            self._issue(QuarantineReason.SENTINEL_UNKNOWN, subject, code, column, row)
+            return None
         if reason is not None:
             self.field_issue(reason, subject, code, column, row)
             return None
@@ -563,7 +574,7 @@ class Ingest:
         table: Table,
         identify: Callable[[Row], tuple[str, str] | None],
         fields: Mapping[str, tuple[Quantity | Parser, Sequence[str]]],
-        keep: Callable[[Row], bool] = lambda row: True,
+        lines: frozenset[int] | None = None,
     ) -> dict[tuple[str, str], dict[str, Sourced]]:
         """Read fields of a table by (subject, visit code) and apply the duplicate rules.
 
@@ -578,12 +589,12 @@ class Ingest:
             Gives subject id and visit code of a row, or None when the row has no usable key.
         fields
             Output name -> (what is legal, column names in order of preference).
-        keep
-            Rows to look at.
+        lines
+            Lines of the table to look at; all of them when None.
         """
         grouped: dict[tuple[str, str], list[tuple[Row, dict[str, Sourced]]]] = {}
         for row in table.rows():
-            if not keep(row):
+            if lines is not None and row.line not in lines:
                 continue
             key = identify(row)
             if key is None:
@@ -867,9 +878,8 @@ def _typed(records: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.Data
     frame = {}
     for name, dtype in columns.items():
         values = [record.get(name) for record in records]
-        frame[name] = (
-            pd.Series(values, dtype=object) if dtype == "object" else pd.Series(values, dtype=object).astype(dtype)
-        )
+        column = pd.Series(values, dtype=object)
+        frame[name] = column if dtype == "object" else column.astype(dtype)  # type: ignore[call-overload]
     unknown = {name for record in records for name in record} - set(columns)
     if unknown:
         raise MedAlignError("a reader set unknown columns", found=", ".join(sorted(unknown)))

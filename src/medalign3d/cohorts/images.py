@@ -246,10 +246,10 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
         if int.from_bytes(header_bytes[:4], "little") == 540 or int.from_bytes(header_bytes[:4], "big") == 540:
             header = nib.Nifti2Header.from_fileobj(io.BytesIO(header_bytes), check=False)
         elif header_bytes[344:347] in (b"n+1", b"ni1"):
-            kind = nib.Nifti1Header if header_bytes[344:347] == b"n+1" else nib.Nifti1PairHeader
+            kind = nib.Nifti1Header if header_bytes[344:347] == b"n+1" else nib.nifti1.Nifti1PairHeader
             header = kind.from_fileobj(io.BytesIO(header_bytes), check=False)
         elif image.source_format == "analyze" or data_name != header_name:
-            header = nib.Spm99AnalyzeHeader.from_fileobj(io.BytesIO(header_bytes[:348]), check=False)
+            header = nib.spm99analyze.Spm99AnalyzeHeader.from_fileobj(io.BytesIO(header_bytes[:348]), check=False)
         else:
             raise VolumeError(
                 QuarantineReason.IMAGE_UNREADABLE,
@@ -273,7 +273,7 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
         raise VolumeError(
             QuarantineReason.IMAGE_UNREADABLE, "an image header is damaged", found=f"shape {tuple(shape)}"
         )
-    if data_name != header_name and not isinstance(header, nib.Nifti1PairHeader):
+    if data_name != header_name and not isinstance(header, nib.nifti1.Nifti1PairHeader):
         offset = max(0, int(float(header["vox_offset"]))) if "vox_offset" in header else 0
 
     rule = image.orientation_rule
@@ -320,7 +320,7 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
         zooms=final_zooms,
         orientation="".join(nib.aff2axcodes(affine)),
         dtype=str(dtype.newbyteorder("=")),
-        data_sha256=hashlib.sha256(little).hexdigest(),
+        data_sha256=hashlib.sha256(little.tobytes()).hexdigest(),
         source_sha256=hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         affine_source=affine_source,
     )

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
-from medalign3d.cohorts.base import Ingest
+from medalign3d.cohorts.base import COMMENT, Ingest
 from medalign3d.cohorts.images import ImageFile
 from medalign3d.cohorts.reasons import QuarantineReason
 from medalign3d.cohorts.tables import Row, headers
-from medalign3d.cohorts.values import is_blank, parse_date
+from medalign3d.cohorts.values import Quantity, is_blank, parse_date, parse_float, parse_number
 
 IMAGE_SUFFIXES = (".dcm", ".nii", ".nii.gz", ".hdr", ".img", ".ima")
 _IMAGE_NUMBER = re.compile(r"_I(\d+)(?:\.[A-Za-z0-9]+)+$")
@@ -53,6 +54,14 @@ def is_repeat(description: str) -> bool:
 def is_processed(description: str) -> bool:
     """Whether a series description marks a volume that the archive derived from an acquisition."""
     return bool(_PROCESSED.search(description.upper()))
+
+
+def laboratory_value(cell: str) -> tuple[Any, QuarantineReason | None]:
+    """A laboratory result; a remark in its place (``<0.10``, ``SCC09``, ``NO SPECIMEN``) is emptied."""
+    value, problem = parse_number(cell, Quantity(0, 1e6, missing=frozenset({-4.0, -1.0})))
+    if problem is QuarantineReason.SENTINEL_UNKNOWN and parse_float(cell) is None:
+        return COMMENT, None
+    return value, problem
 
 
 @dataclass
@@ -152,9 +161,9 @@ def read_image_lists(ingest: Ingest, skip: Sequence[str] = ()) -> tuple[dict[str
     for path, keys in headers(ingest.root, [f for f in ingest.files if f not in skip]).items():
         if "image_data_id" in keys and "subject" in keys:
             collections.append(path)
-        elif {"imageuid", "image_id"} & keys and {"scandate", "image_date", "sequence", "scan_date"} & keys:
-            others.append(path)
-        elif "subject_id" in keys and "study_date" in keys:
+        elif ({"imageuid", "image_id"} & keys and {"scandate", "image_date", "sequence", "scan_date"} & keys) or (
+            "subject_id" in keys and "study_date" in keys
+        ):
             others.append(path)
     for path in [*sorted(collections), *sorted(others)]:
         table = ingest.read(path, "image list")

@@ -183,8 +183,7 @@ def _read_scores(book: Ingest, table: Table, known: set[str]) -> None:
         label = _label(row)
         by_instrument.setdefault("" if label is None else label["what"].upper(), []).append(row.line)
     for lines in by_instrument.values():
-        wanted = set(lines)
-        collected = book.collect(table, identify, fields, keep=lambda row, wanted=wanted: row.line in wanted)
+        collected = book.collect(table, identify, fields, lines=frozenset(lines))
         for (subject, code), values in collected.items():
             known.add(subject)
             visit = book.visit(subject, code)

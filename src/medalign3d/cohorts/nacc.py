@@ -15,7 +15,8 @@ import json
 import re
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -226,7 +227,6 @@ class _Candidate:
     sidecar: dict[str, Any] | None = None
     dicom: bool = False
     problem: str | None = None
-    tags: dict[str, str] = field(default_factory=dict)
 
 
 def _locator_of(parts: tuple[str, ...], known: set[str]) -> str:
@@ -443,7 +443,7 @@ def _read_visits(book: Ingest, table: Table) -> tuple[dict[str, dict[str, Source
             visit.set("dx_native", values.get("dx"))
         for name in ("mmse", "moca", "lm_immediate", "lm_delayed", "cdr_global", "cdr_sb", "gds"):
             visit.set(name, values.get(name))
-        for column, source in (
+        for column, source_column in (
             ("mmse", "mmse_source"),
             ("cdr_global", "cdr_global_source"),
             ("cdr_sb", "cdr_sb_source"),
@@ -451,7 +451,7 @@ def _read_visits(book: Ingest, table: Table) -> tuple[dict[str, dict[str, Source
             ("lm_immediate", "lm_source"),
         ):
             if visit.values.get(column) is not None:
-                visit.values[source] = "measured"
+                visit.values[source_column] = "measured"
         if visit.values.get("dx_native") == "DEM":
             if "alzheimer" in values:
                 source = values["alzheimer"]
@@ -529,6 +529,8 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     visits = {subject: [v for v in group if v.date is not None] for subject, group in book.visits_of().items()}
 
     for candidate in candidates:
+        if candidate.dicom and candidate.locator in with_nifti:
+            continue  # the DICOM form of a session that is read as NIfTI: the same images, not further ones
         item = FoundImage(f"{candidate.locator}/{candidate.name}", candidate.file)
         book.images.append(item)
         rows = sessions.get(candidate.locator, [])
@@ -559,11 +561,6 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             book.drop(item, QuarantineReason.DUPLICATE_KEY_IDENTICAL, "the archive's content also lies unpacked")
             continue
         if candidate.dicom:
-            if candidate.locator in with_nifti:
-                book.drop(
-                    item, QuarantineReason.DERIVED_VARIANT, "the session's NIfTI form is read instead of its DICOM form"
-                )
-                continue
             candidate.sidecar = _dicom_tags(root, candidate)
         if candidate.name.lower().split(".nii")[0].endswith("_eq_1"):
             book.drop(
@@ -667,7 +664,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
         visit.notes["matched"] = True
 
         for column, (name, low, high) in VOLUMES.items():
-            volume = book.value(row, subject, visit.code, lambda cell, a=low, b=high: parse_volume(cell, a, b), column)
+            volume = book.value(row, subject, visit.code, partial(parse_volume, low=low, high=high), column)
             if volume is not None:
                 item.values[name] = volume.value
                 item.provenance[name] = {**volume.as_json(), "rule": f"{column} x 1000"}

@@ -27,7 +27,7 @@ TABLE_SUFFIXES = (".csv", ".xlsx", ".xls", ".tsv", ".txt")
 SPREADSHEET_SUFFIXES = (".xlsx", ".xls")
 DELIMITERS = ",;\t"
 _DATE_SUFFIX = r"(?:_(?P<date>\d{1,2}-?[A-Za-z]{3}-?\d{4}|\d{4}-\d{2}-\d{2}|\d{8}))?"
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
 RepairLine = Callable[[list[str], list[str]], list[str] | None]
 
@@ -83,7 +83,7 @@ class Table:
 
     def column(self, *names: str) -> str | None:
         """The table's own name of the first of ``names`` that it has, whatever the case and punctuation."""
-        own = {}
+        own: dict[str, str] = {}
         for column in self.frame.columns:
             own.setdefault(header_key(column), column)
         for name in names:

@@ -1,4 +1,4 @@
-"""Cells of clinical tables -> numbers, dates and ids. Every function takes text and never raises on a malformed cell."""
+"""Cells of clinical tables -> numbers, dates and ids. Every function takes text and never raises on a bad cell."""
 
 from __future__ import annotations
 
