@@ -336,14 +336,16 @@ def _add_course(images: pd.DataFrame, visits_of: Mapping[str, pd.DataFrame]) -> 
         timeline = timelines.get((str(row["dataset"]), str(row["native_subject_id"])), [])
         results.append(_course_of(row, timeline) if is_mci else None)
 
-    def column(name: str, dtype: str) -> pd.Series:
-        values = [None if result is None else getattr(result, name) for result in results]
-        return pd.Series(values, index=images.index, dtype=object).astype(dtype)
-
-    images["mci_course"] = column("course", "str")
-    images["mci_course_reason"] = column("reason", "str")
-    images["days_to_dementia"] = column("days_to_dementia", "Int32")
-    images["followup_days"] = column("followup_days", "Int32")
+    fields = {
+        "mci_course": "course",
+        "mci_course_reason": "reason",
+        "days_to_dementia": "days_to_dementia",
+        "followup_days": "followup_days",
+    }
+    for name, field in fields.items():
+        values = [None if result is None else getattr(result, field) for result in results]
+        raw = pd.Series(values, index=images.index, dtype=object)
+        images[name] = schema.coerce_column(raw, schema.COLUMN_BY_NAME[name])
 
 
 def _course_of(

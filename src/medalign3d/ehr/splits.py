@@ -51,6 +51,10 @@ class SmallBenchmark(UserWarning):
     """A benchmark is smaller than asked for, or a class is missing somewhere."""
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, SmallBenchmark, stacklevel=2)
+
+
 def draw(split: Split, purpose: str, key: str) -> float:
     """A number in [0, 1) that depends on the salt, the seed, the purpose and the key alone."""
     content = f"{split.salt}\n{split.seed}\n{purpose}\n{key}".encode()
@@ -213,14 +217,14 @@ def _balanced(name: str, benchmark: Benchmark, held_out: list[_Image], split: Sp
     available = {code: sum(len(group) for group in groups) for code, groups in people.items()}
     wanted = benchmark.per_class or min(available.values())
     size = min(wanted, *available.values())
+    if size == 0:
+        return name, {}
     real_name = f"{name}{size}" if name.endswith("x") else name
     if size < wanted:
-        warnings.warn(
+        _warn(
             f"benchmark {real_name}: {size} images of each class instead of {wanted}, because only "
             + ", ".join(f"{count} of {code}" for code, count in available.items())
-            + " are held out; raise split.benchmarks.*.test_fraction for the class that lacks, or lower per_class",
-            SmallBenchmark,
-            stacklevel=3,
+            + " are held out; raise split.benchmarks.*.test_fraction for the class that lacks, or lower per_class"
         )
     terciles = _terciles([image for groups in people.values() for group in groups for image in group])
     members = {
@@ -314,7 +318,6 @@ def make_splits(images: pd.DataFrame, params: Params, usable_image_ids: Collecti
                 roles[person] = "test"
             else:
                 roles[person] = "val" if labelled and draws[person] < 1.0 else "train"
-        _need_validation(roles, everything, draws)
     members = _members(records, roles, uses, split)
 
     first_of: dict[str, str] = {}
@@ -349,15 +352,6 @@ def make_splits(images: pd.DataFrame, params: Params, usable_image_ids: Collecti
     return assignment
 
 
-def _need_validation(roles: dict[str, str], people: Mapping[str, list[_Image]], draws: Mapping[str, float]) -> None:
-    """Make the labelled training person with the lowest draw the validation set where chance left it empty."""
-    if "val" in roles.values():
-        return
-    candidates = [p for p, role in roles.items() if role == "train" and any(image.classes for image in people[p])]
-    if len(candidates) > 1:
-        roles[min(candidates, key=lambda person: (draws[person], person))] = "val"
-
-
 def _members(
     records: list[_Image], roles: Mapping[str, str], uses: Mapping[str, str], split: Split
 ) -> dict[str, dict[str, str]]:
@@ -375,20 +369,20 @@ def _members(
         else:
             held_out = [image for image in own if roles.get(image.person_id) == "test"]
             real_name, chosen = _balanced(name, benchmark, held_out, split)
-            trained = {
-                image.classes.get(name) for image in own if image.usable and roles.get(image.person_id) == "train"
-            }
-            for code in get_question(benchmark.question).classes:
-                if code not in trained:
-                    warnings.warn(
-                        f"benchmark {real_name}: nobody of class {code} is trained on", SmallBenchmark, stacklevel=3
-                    )
-        classes = set(chosen.values())
         if not chosen:
-            warnings.warn(f"benchmark {real_name}: no image can be used; it is left out", SmallBenchmark, stacklevel=3)
+            _warn(f"benchmark {real_name}: no image of at least one class can be used; it is left out")
             continue
-        if absent := [code for code in get_question(benchmark.question).classes if code not in classes]:
-            warnings.warn(f"benchmark {real_name}: no image of class {', '.join(absent)}", SmallBenchmark, stacklevel=3)
+        classes = set(chosen.values())
+        for code in get_question(benchmark.question).classes:
+            if code not in classes:
+                _warn(f"benchmark {real_name}: no image of class {code}")
+            elif split.mode == "held_out" and not benchmark.zero_shot:
+                trained = any(
+                    image.usable and image.classes.get(name) == code and roles.get(image.person_id) == "train"
+                    for image in own
+                )
+                if not trained:
+                    _warn(f"benchmark {real_name}: nobody of class {code} is trained on")
         result[real_name] = chosen
     return result
 
@@ -438,35 +432,42 @@ def split_for_run(assignment: pd.DataFrame, mode: str, run: int) -> pd.Series:
     """
     import pandas as pd
 
+    if mode not in ("held_out", "cross_validation"):
+        raise ParameterError("unknown split mode", found=repr(mode), expected="held_out or cross_validation")
     parts = [str(part) for part in assignment["split"]]
+    persons = [str(person) for person in assignment["person_id"]]
+    draws = [float(value) for value in assignment["validation_draw"]]
+    labelled = {person for person, code in zip(persons, assignment["class"], strict=True) if code}
     if mode == "cross_validation":
         folds = [int(fold) for fold in assignment["fold"]]
         if run not in set(folds) or run < 0:
             raise ParameterError(
-                "no such fold", where="training.runs", found=f"run {run}", expected=f"0 to {max(folds)}",
+                "no such fold",
+                where="training.runs",
+                found=f"run {run}",
+                expected=f"0 to {max(folds)}",
                 remedy="training.runs cannot be more than split.folds",
-            )  # fmt: skip
-        draws = [float(value) for value in assignment["validation_draw"]]
-        others = [
-            (value, str(person))
-            for value, fold, part, person in zip(draws, folds, parts, assignment["person_id"], strict=True)
-            if part == "fold" and fold != run
-        ]
-        # At least one person validates, even where the hash gives nobody.
-        limit = max(1.0, math.nextafter(min(others)[0], math.inf)) if others else 1.0
+            )
         parts = [
-            part if part != "fold" else "test" if fold == run else "val" if value < limit else "train"
+            part if part != "fold" else "test" if fold == run else "val" if value < 1.0 else "train"
             for part, fold, value in zip(parts, folds, draws, strict=True)
         ]
-    elif mode != "held_out":
-        raise ParameterError("unknown split mode", found=repr(mode), expected="held_out or cross_validation")
-    return pd.Series(
-        parts, index=pd.Index(assignment["image_id"].astype(str), name="image_id"), name="split", dtype="str"
-    )
+    if "val" not in parts:
+        # Chance gave nobody to validation: in this run the labelled training person with the lowest draw is it.
+        ranked = zip(draws, persons, parts, strict=True)
+        candidates = sorted({(value, p) for value, p, part in ranked if part == "train" and p in labelled})
+        if len(candidates) > 1:
+            chosen = candidates[0][1]
+            parts = [
+                "val" if part == "train" and person == chosen else part
+                for part, person in zip(parts, persons, strict=True)
+            ]
+    images = pd.Index(assignment["image_id"].astype(str), name="image_id")
+    return pd.Series(parts, index=images, name="split", dtype="str")
 
 
 def benchmark_table(assignment: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The images of one benchmark: ``image_id``, ``person_id``, ``split`` and the ``class`` that its question asks for."""
+    """The images of one benchmark: ``image_id``, ``person_id``, ``split`` and the ``class`` for its question."""
     import pandas as pd
 
     rows = []
