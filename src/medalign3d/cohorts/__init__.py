@@ -19,13 +19,22 @@ from medalign3d.cohorts import adni, aibl, ixi, miriad, nacc, oasis
 from medalign3d.cohorts.base import IngestResult, QuarantineReason
 from medalign3d.cohorts.doctor import Finding, doctor
 from medalign3d.errors import ParameterError
-from medalign3d.files import atomic_path
+from medalign3d.files import atomic_path, read_parquet
 from medalign3d.params import Params
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["COHORTS", "Finding", "IngestResult", "QuarantineReason", "doctor", "ingest_cohort", "write_ingest"]
+__all__ = [
+    "COHORTS",
+    "Finding",
+    "IngestResult",
+    "QuarantineReason",
+    "doctor",
+    "ingest_cohort",
+    "read_ingest",
+    "write_ingest",
+]
 
 COHORTS: dict[str, Callable[[Path, Params, int], IngestResult]] = {
     "ADNI": adni.ingest,
@@ -86,3 +95,21 @@ def write_ingest(result: IngestResult, out_dir: str | os.PathLike[str], simulate
     out = Path(out_dir)
     for name in ("images", "visits", "quarantine", "sources", "field_issues"):
         _write(getattr(result, name), out / f"{name}.parquet", simulated)
+
+
+def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
+    """Read the tables that :func:`write_ingest` wrote.
+
+    Raises
+    ------
+    InputError
+        When a table is missing or damaged.
+    """
+    place = Path(folder)
+    tables = {
+        name: read_parquet(place / f"{name}.parquet")
+        for name in ("images", "visits", "quarantine", "sources", "field_issues")
+    }
+    quarantine = tables["quarantine"]
+    dropped = int(((quarantine["level"] == "image") & (quarantine["severity"] == "drop")).sum())
+    return IngestResult(**tables, images_found=len(tables["images"]) + dropped)
