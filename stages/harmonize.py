@@ -5,7 +5,7 @@ from __future__ import annotations
 from common import DATA, run_stage
 
 from medalign3d.cohorts import read_ingest
-from medalign3d.ehr import harmonize, write_harmonized
+from medalign3d.ehr.harmonize import harmonize, write_harmonized
 from medalign3d.params import Params
 
 

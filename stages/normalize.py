@@ -6,7 +6,7 @@ from common import DATA, cohort_argument, run_stage
 
 from medalign3d.files import read_parquet
 from medalign3d.params import Params
-from medalign3d.volumes import normalize_cohort
+from medalign3d.volumes.normalize import normalize_cohort
 
 
 def main(params: Params) -> None:

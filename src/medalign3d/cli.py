@@ -45,7 +45,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
 
 
 def _normalize(arguments: argparse.Namespace) -> int:
-    from medalign3d.volumes import normalize_inputs
+    from medalign3d.volumes.normalize import normalize_inputs
 
     index = normalize_inputs([Path(path) for path in arguments.inputs], _params(arguments.params), Path(arguments.out))
     refused = index[index["verdict"] != "accepted"]

@@ -71,8 +71,8 @@ def ingest_cohort(
     Raises
     ------
     InputError
-        When the folder, all images, or a table that the cohort cannot do without is missing or damaged. A bad image or row
-        never raises: it is quarantined with a reason.
+        When the folder, all images, or a table that the cohort cannot do without is missing or damaged. A bad image
+        or row never raises: it is quarantined with a reason.
     """
     if cohort not in COHORTS:
         raise ParameterError("unknown cohort", found=cohort, expected=f"one of {', '.join(COHORTS)}")
