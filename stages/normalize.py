@@ -13,7 +13,8 @@ def main(params: Params) -> None:
     """Write ``data/volumes/<COHORT>``."""
     cohort = cohort_argument()
     images = read_parquet(DATA / "cohorts" / cohort / "images.parquet")
-    index = normalize_cohort(images, params.cohort_root(cohort), params, DATA / "volumes" / cohort)
+    selected = images[images["selected"]].reset_index(drop=True)
+    index = normalize_cohort(selected, params.cohort_root(cohort), params.normalize, DATA / "volumes" / cohort)
     accepted = int((index["verdict"] == "accepted").sum())
     print(f"normalized {cohort}: {accepted} volumes accepted, {len(index) - accepted} quarantined")
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medalign3d import __version__, quiet
-from medalign3d.errors import InputError, MedAlignError, ParameterError
+from medalign3d.errors import InputError, MedAlignError, ParameterError, VolumeError
 from medalign3d.params import COHORT_NAMES, Params, load_params
 
 EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_QUARANTINED = 0, 1, 2, 3
@@ -47,11 +47,12 @@ def _ingest(arguments: argparse.Namespace) -> int:
 def _normalize(arguments: argparse.Namespace) -> int:
     from medalign3d.volumes.normalize import normalize_inputs
 
-    index = normalize_inputs([Path(path) for path in arguments.inputs], _params(arguments.params), Path(arguments.out))
+    params = _params(arguments.params)
+    index = normalize_inputs(arguments.inputs, params.normalize, Path(arguments.out))
     refused = index[index["verdict"] != "accepted"]
-    print(f"{len(index) - len(refused)} volumes normalized, {len(refused)} quarantined; see {arguments.out}/index.csv")
+    print(f"{len(index) - len(refused)} volumes normalized, {len(refused)} quarantined; pictures and index.parquet in {arguments.out}")
     for row in refused.itertuples():
-        print(f"  {row.name}: {row.reason}" + (f" ({row.detail})" if getattr(row, "detail", "") else ""))
+        print(f"  {row.image_id}: {row.reason}" + (f" ({row.detail})" if row.detail else ""))
     return EXIT_QUARANTINED if len(refused) else EXIT_DONE
 
 
@@ -96,13 +97,26 @@ def _known_question(asked: str) -> str:
 def _predict(arguments: argparse.Namespace) -> int:
     from medalign3d.evaluation.predict import answer_one
     from medalign3d.files import read_json
-    from medalign3d.volumes import normalize_inputs_in_memory
+    from medalign3d.volumes.normalize import normalize_volume
+    from medalign3d.volumes.read import read_volume
 
     params = _params(arguments.params)
     model_directory = Path(arguments.model) if arguments.model else _default_model()
     if not model_directory.is_dir():
         raise InputError("no such model", where=model_directory, expected="a folder that `dvc repro` made")
-    normalized = normalize_inputs_in_memory(Path(arguments.image), params)
+    outer, separator, inner = str(arguments.image).partition("!")
+    image = Path(outer).resolve()
+    if not image.exists():
+        raise InputError("no such image", where=arguments.image, expected="NIfTI, Analyze, a DICOM folder or a zip")
+    normalized = normalize_volume(read_volume(image.parent, image.name + separator + inner), params.normalize)
+    if normalized.verdict != "accepted":
+        raise VolumeError(
+            normalized.reason,
+            "the image cannot be used",
+            where=arguments.image,
+            found=f"{normalized.reason}: {normalized.detail}",
+            remedy="look at it with `medalign3d normalize IMAGE --out DIR`, which writes a picture",
+        )
     text = _record_text(arguments, params)
     answer = answer_one(model_directory, normalized.array, text, _known_question(arguments.question))
     if text:
@@ -195,7 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  medalign3d normalize scan.nii.gz dicom_folder/ series.zip --out normalized",
     )
     normalize.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a DICOM folder or a zip")
-    normalize.add_argument("--out", required=True, metavar="DIR", help="where volumes, pictures and index.csv go")
+    normalize.add_argument("--out", required=True, metavar="DIR", help="where volumes, pictures and index.parquet go")
     normalize.set_defaults(run=_normalize)
 
     predict = add(
