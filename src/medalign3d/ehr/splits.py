@@ -437,7 +437,8 @@ def split_for_run(assignment: pd.DataFrame, mode: str, run: int) -> pd.Series:
     parts = [str(part) for part in assignment["split"]]
     persons = [str(person) for person in assignment["person_id"]]
     draws = [float(value) for value in assignment["validation_draw"]]
-    labelled = {person for person, code in zip(persons, assignment["class"], strict=True) if code}
+    codes = assignment["class"] if "class" in assignment else persons
+    labelled = {person for person, code in zip(persons, codes, strict=True) if code}
     if mode == "cross_validation":
         folds = [int(fold) for fold in assignment["fold"]]
         if run not in set(folds) or run < 0:

@@ -26,8 +26,9 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
 
 
 def _diagnoses(rows: pd.DataFrame) -> dict[str, int]:
-    """Native classes with their counts: dx3 where the cohort has it, else dx2, with the MCI stages beside."""
-    column = "dx3" if rows["dx3"].notna().any() else "dx2"
+    """The classes with their counts: dx3, or dx2 where most people with a label have no dx3; MCI stages beside."""
+    labelled = rows["dx3"].notna() | rows["dx2"].notna()
+    column = "dx3" if int(rows["dx3"].notna().sum()) * 2 >= int(labelled.sum()) else "dx2"
     order = {
         code: position
         for position, code in enumerate(
@@ -37,7 +38,7 @@ def _diagnoses(rows: pd.DataFrame) -> dict[str, int]:
     counts = {str(code): int(n) for code, n in rows[column].value_counts().items()}
     result = {code: counts[code] for code in sorted(counts, key=lambda item: order.get(item, len(order)))}
     for extra in ("mci_stage", "mci_course"):
-        if extra in rows:
+        if extra in rows and column == "dx3":
             result |= {str(code): int(n) for code, n in rows[extra].value_counts().sort_index().items()}
     return result
 

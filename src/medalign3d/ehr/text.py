@@ -106,9 +106,9 @@ LAB_WORDS: dict[str, tuple[str, str, float]] = {
 HISTORY_WORDS: dict[str, str] = {
     "diabetes": "diabetes",
     "hypertension": "hypertension",
-    "hypercholesterolemia": "high cholesterol",
-    "b12_deficiency": "vitamin B12 deficiency",
-    "thyroid": "thyroid disease",
+    "hypercholesterolaemia": "high cholesterol",
+    "vitamin_b12_deficiency": "vitamin B12 deficiency",
+    "thyroid_disease": "thyroid disease",
     "psychiatric": "psychiatric illness",
     "cardiovascular": "heart or vessel disease",
     "hepatic": "liver disease",
@@ -130,6 +130,11 @@ def _within(value: Any, low: float, high: float) -> float | None:
 def _short(number: float) -> str:
     """A number without needless zeros: ``27``, ``0.5``, ``4.83``."""
     return f"{number:.2f}".rstrip("0").rstrip(".")
+
+
+def _three_digits(number: float) -> str:
+    """A measurement to three digits, or whole from 100 on: ``0.87``, ``4.18``, ``1234``."""
+    return f"{number:.0f}" if number >= 100 else _short(float(f"{number:.3g}"))
 
 
 def _with_source(clause: str, record: Mapping[str, Any], prefix: str) -> str | None:
@@ -199,7 +204,7 @@ def _labs(record: Mapping[str, Any]) -> str | None:
     for name, (words, unit, largest) in LAB_WORDS.items():
         value = _within(values.get(name), 0, largest)
         if value is not None:
-            parts.append(f"{words} {_short(value)} {unit}")
+            parts.append(f"{words} {_three_digits(value)} {unit}")
     return ", ".join(parts) or None
 
 
