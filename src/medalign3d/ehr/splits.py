@@ -437,7 +437,7 @@ def split_for_run(assignment: pd.DataFrame, mode: str, run: int) -> pd.Series:
     parts = [str(part) for part in assignment["split"]]
     persons = [str(person) for person in assignment["person_id"]]
     draws = [float(value) for value in assignment["validation_draw"]]
-    codes = assignment["class"] if "class" in assignment else persons
+    codes = assignment.get("class", persons)
     labelled = {person for person, code in zip(persons, codes, strict=True) if code}
     if mode == "cross_validation":
         folds = [int(fold) for fold in assignment["fold"]]
