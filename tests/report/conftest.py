@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def make_params(profile: str = "demo", **changes: Any) -> Params:
     """The demo's parameters with sections changed (``{"report": {"minimum_cell": 2}}``)."""
     values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     values["profile"] = profile
-    values["evaluate"]["bootstrap_samples"] = 200
+    values["evaluate"]["bootstrap_samples"] = 50
     for section, change in changes.items():
         if isinstance(change, dict) and isinstance(values[section], dict):
             values[section].update(change)
@@ -235,7 +234,6 @@ def build_project(root: Path, params: Params, people_per_class: int = 12, seed: 
                 folder = root / "data/models" / model / stage / f"run-{run}"
                 write_json(folder / "history.json", history)
                 write_json(folder / "config.json", {"trainable_parameters": 123456 if stage == "lora" else 100000})
-    json.dumps({})
     return root
 
 

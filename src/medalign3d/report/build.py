@@ -40,7 +40,8 @@ def build_report(params: Params, root: Path = Path(".")) -> dict[str, Any]:
     with atomic_path(final) as out:
         out.mkdir(parents=True)
         made = tables.build_tables(params, root, out=out, predictions=predictions, summary=summary)
-        pictures = figures.build_figures(predictions, summary, params, provenance, root, out / "figures")
+        gain = made["table_image_gain"].tidy if "table_image_gain" in made else None
+        pictures = figures.build_figures(predictions, summary, params, provenance, root, out / "figures", gain)
         page.write_page(
             out / "index.html", params, provenance, made, pictures, quality.all_quality(params, provenance, root)
         )

@@ -223,6 +223,48 @@ def _unique_legend(axes: npt.NDArray[Any]) -> tuple[list[Any], list[str]]:
     return list(seen.values()), [textwrap.fill(name, 44) for name in seen]
 
 
+def image_gain_figure(gain: pd.DataFrame | None, params: Params, provenance: Provenance, folder: Path) -> Picture | None:
+    """What the image adds over the trained control, headline text, with intervals; ``gain`` is the table's tidy form."""
+    if gain is None:
+        return None
+    metric = "balanced_accuracy" if params.split.mode == "cross_validation" else "accuracy"
+    shown = gain[(gain["text_ablation"] == params.evaluate.headline_text) & ~gain["suppressed"].astype(bool)]
+    if shown.empty:
+        return None
+    titles = {(b, p): b if p == "all" else f"{b}, {p}" for b, p in zip(shown["benchmark"], shown["population"], strict=True)}
+    with _style() as plt:
+        number = len(shown)
+        figure, axis = plt.subplots(figsize=(9.5, 0.2 * number + 0.42 * len(titles) + 0.8))
+        y, ticks, names = 0.0, [], []
+        for (benchmark, population), title in titles.items():
+            part = shown[(shown["benchmark"] == benchmark) & (shown["population"] == population)]
+            y += 1.0
+            axis.text(-0.01, y, title, ha="right", va="center", weight="bold", transform=axis.get_yaxis_transform())
+            for row in part.to_dict("records"):
+                y += 1.0
+                middle, low, high = (100 * row[f"{metric}_{end}"] for end in ("difference", "low", "high"))
+                colour = SETTING_COLOURS.get(row["setting"], INK)
+                axis.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+                axis.plot(middle, y, "o", color=colour, markersize=5)
+                ticks.append(y)
+                against = labels.setting_label(row["control"]).removeprefix("trained ")
+                model = labels.language_model_label(params, row["language_model"])
+                names.append(f"{model}, {labels.setting_label(row['setting'])} (against: {against})")
+            y += 0.3
+        axis.axvline(0, color=INK, linewidth=0.9)
+        axis.set_yticks(ticks, names, fontsize=7.5)
+        axis.set_ylim(y + 0.6, 0.2)
+        axis.set_xlabel(f"difference in {metric.replace('_', ' ')}, percentage points")
+        axis.grid(axis="y", visible=False)
+        figure.tight_layout()
+        _heading(figure, "What the right image adds over the trained control", provenance)
+        caption = (
+            f"Paired difference in {metric.replace('_', ' ')} on the same images; lines: 95 % bootstrap intervals over persons. An "
+            "interval that crosses zero shows no gain."
+        )
+        return _save(figure, folder, "image_gain", caption)
+
+
 # --- confusion, ROC, reliability ------------------------------------------------------------------------------------------
 
 
@@ -363,7 +405,7 @@ def curve_figures(predictions: pd.DataFrame, params: Params, provenance: Provena
                 axis.set_ylim(-0.01, 1.01)
                 axis.set_aspect("equal")
                 axis.set_xlabel("false positive rate" if kind == "roc" else "confidence")
-                axis.legend(fontsize=7, loc="lower right" if kind == "roc" else "upper left")
+                axis.legend(fontsize=7, loc="lower right")
             axes[0, 0].set_ylabel("true positive rate" if kind == "roc" else "accuracy")
             figure.tight_layout()
             if kind == "roc":
@@ -616,20 +658,20 @@ def _case_words(axis: Axes, row: Any, record: str, provenance: Provenance, lette
     answer = _answer_text(row, row.predicted)
     parts = [
         (f"({letter})  {provenance.benchmark_label(str(row.benchmark))}", INK, "bold", 40),
-        (f"Record: {record or 'none'}", INK, "normal", 44),
-        (f"Q: {question_text}", "#1f5f8b", "normal", 44),
-        (f"A: {answer}", RIGHT if right else WRONG, "bold", 44),
+        (f"Record: {record or 'none'}", INK, "normal", 52),
+        (f"Q: {question_text}", "#1f5f8b", "normal", 52),
+        (f"A: {answer}", RIGHT if right else WRONG, "bold", 52),
     ]
     if generated is not None and generated.strip().strip(".").lower() != answer.lower():
-        parts.append((f"generated: {generated}", MUTED, "normal", 44))
-    parts.append((f"Truth: {_answer_text(row, row.truth)}   ({'right' if right else 'wrong'})", INK, "normal", 44))
+        parts.append((f"generated: {generated}", MUTED, "normal", 52))
+    parts.append((f"Truth: {_answer_text(row, row.truth)}   ({'right' if right else 'wrong'})", INK, "normal", 52))
     y = 0.97
     for text, colour, weight, width in parts:
         lines = textwrap.wrap(text, width)
         if len(lines) > 9:
             lines = [*lines[:8], lines[8][: width - 2] + " …"]
-        axis.text(0.0, y, "\n".join(lines), va="top", ha="left", fontsize=8.2, color=colour, weight=weight, linespacing=1.25)
-        y -= 0.062 * len(lines) + 0.03
+        axis.text(0.0, y, "\n".join(lines), va="top", ha="left", fontsize=8.8, color=colour, weight=weight, linespacing=1.25)
+        y -= 0.066 * len(lines) + 0.03
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
@@ -692,10 +734,12 @@ def build_figures(
     provenance: Provenance,
     root: Path,
     folder: Path,
+    gain: pd.DataFrame | None = None,
 ) -> list[Picture]:
     """Draw all figures into ``folder``; those without input are left out."""
     pictures: list[Picture | None] = [
         accuracy_figure(summary, params, provenance, folder),
+        image_gain_figure(gain, params, provenance, folder),
         confusion_figure(predictions, params, provenance, folder),
         *curve_figures(predictions, params, provenance, folder),
         cases_figure(predictions, params, provenance, folder, root),
