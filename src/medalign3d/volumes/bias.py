@@ -95,6 +95,40 @@ def _priors(template: Template) -> Array:
     return np.float32(0.94) * stacked / np.maximum(stacked.sum(axis=1, keepdims=True), 1e-6) + np.float32(0.02)
 
 
+def _first_guess(
+    intensity: NDArray[np.float64], reference: Array, basis: Array, order: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Drift that remains when log intensity is explained by the template's: without it strong drift swaps the classes."""
+    explained = np.log(np.maximum(reference, 0.1))
+    design = np.concatenate([np.ones((len(explained), 1), np.float32), explained[:, None], basis], axis=1).astype(np.float64)
+    ridge = np.diag(np.concatenate([[0.0, 0.0], order**2 / 4.0])) * STIFFNESS
+    weight = np.ones(len(intensity))
+    solution = np.zeros(design.shape[1])
+    for _ in range(3):
+        weighted = design * weight[:, None]
+        normal = design.T @ weighted
+        scale = float(np.trace(normal)) / len(normal)
+        solution = np.linalg.solve(normal + scale * (ridge + 1e-8 * np.eye(len(normal))), weighted.T @ intensity)
+        residual = np.abs(intensity - design @ solution)
+        # Fluid and vessels, where affine registration is least exact, are outliers here.
+        weight = 1.0 / (1.0 + (residual / (1.5 * float(np.median(residual)) + 1e-9)) ** 2)
+    return solution[2:]
+
+
+def _first_classes(clean: NDArray[np.float64], priors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Starting means and deviations: medians where the template is sure (robust to large ventricles in white matter's place)."""
+    means, deviations = np.zeros(3), np.ones(3)
+    for kind in range(3):
+        sure = priors[:, kind] >= np.quantile(priors[:, kind], 0.97 if kind == 0 else 0.8)
+        middle = float(np.median(clean[sure]))
+        means[kind] = middle
+        deviations[kind] = 1.48 * float(np.median(np.abs(clean[sure] - middle))) + 1e-3
+    # Fluid's own voxels are few and mixed with tissue: its darker half says more than its middle.
+    sure = priors[:, 0] >= np.quantile(priors[:, 0], 0.97)
+    means[0] = min(float(np.quantile(clean[sure], 0.3)), float(means[1] - deviations[1]))
+    return means, deviations
+
+
 def fit(image: Array, template: Template, *, correct: bool, iterations: int = 12) -> Tissue | None:
     """Fit tissue intensities and drift.
 
@@ -126,8 +160,6 @@ def fit(image: Array, template: Template, *, correct: bool, iterations: int = 12
         return None
     intensity = np.log(np.clip(values, max(low, 0.05 * middle), high)).astype(np.float64)
     priors = _priors(template)[chosen].astype(np.float64)
-    posterior = priors**2 / (priors**2).sum(axis=1, keepdims=True)
-
     lines = [np.broadcast_to(line, template.grid.shape).ravel()[chosen] for line in template.grid.coordinates()]
     scaled = [
         _legendre(np.clip((line - c) / h, -1.1, 1.1).astype(np.float32))
@@ -135,22 +167,27 @@ def fit(image: Array, template: Template, *, correct: bool, iterations: int = 12
     ]
     basis = np.stack([scaled[0][i] * scaled[1][j] * scaled[2][k] for i, j, k in _exponents()], axis=1)
     order = np.array([sum(e) for e in _exponents()], dtype=float)
-    field = np.zeros(len(intensity))
     coefficients = np.zeros(basis.shape[1])
-    means, deviations = np.zeros(3), np.ones(3)
+    if correct:
+        coefficients = _first_guess(intensity, template.t1.ravel()[chosen], basis, order)
+    field = (basis @ coefficients.astype(np.float32)).astype(float)
     total = np.float64(np.std(intensity)) + 1e-6
-    for iteration in range(iterations):
+    means, deviations = _first_classes(intensity - field, priors)
+    for _ in range(iterations):
         clean = intensity - field
-        weight = posterior.sum(axis=0) + 1e-9
-        means = (posterior * clean[:, None]).sum(axis=0) / weight
-        variance = (posterior * (clean[:, None] - means) ** 2).sum(axis=0) / weight
-        deviations = np.sqrt(np.maximum(variance, (0.05 * total) ** 2))
         distance = (clean[:, None] - means) / deviations
         likelihood = np.exp(-0.5 * np.minimum(distance**2, 60.0)) / deviations
         posterior = priors * likelihood + 1e-12
         # A broad fourth class takes vessels, dura and lesions, so that they do not pull the drift.
         posterior /= posterior.sum(axis=1, keepdims=True) + 0.01 / total
-        if correct and iteration >= 1:
+        weight = posterior.sum(axis=0) + 1e-9
+        means = (posterior * clean[:, None]).sum(axis=0) / weight
+        variance = (posterior * (clean[:, None] - means) ** 2).sum(axis=0) / weight
+        # Neither tissue may spread so far that it takes the other's place, or that of enlarged ventricles.
+        tissue_variance = float((variance[1:] * weight[1:]).sum() / weight[1:].sum())
+        variance[1:] = np.minimum(variance[1:], 1.5 * tissue_variance)
+        deviations = np.sqrt(np.maximum(variance, (0.05 * total) ** 2))
+        if correct:
             precision = posterior / deviations**2
             precision[:, 0] *= 0.1  # fluid is mixed with tissue in most voxels
             point_weight = precision.sum(axis=1)
@@ -161,5 +198,5 @@ def fit(image: Array, template: Template, *, correct: bool, iterations: int = 12
             ridge = STIFFNESS * float(np.trace(normal)) / len(normal) * np.diag(order**2 / 4.0)
             coefficients = np.linalg.solve(normal + ridge, (weighted.T @ wanted.astype(np.float32)).astype(float))
             field = basis @ coefficients.astype(np.float32)
-    shares = posterior.sum(axis=0) / max(1.0, float(len(posterior)))
+    shares = weight / max(1.0, float(len(clean)))
     return Tissue(means, deviations, shares, coefficients if correct else None)

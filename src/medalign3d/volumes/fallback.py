@@ -8,6 +8,11 @@ Alzheimer's & Dementia 12, P126-P127 (2016). https://github.com/pyushkevich/gree
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 
 from medalign3d.volumes import template as mni
@@ -15,6 +20,21 @@ from medalign3d.volumes.grids import Array, Matrix, reduce_to, resample
 from medalign3d.volumes.register import Registration, correlation_at
 
 WORK_MM = 3.0
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Greedy writes its progress straight to file descriptor 1, whatever its verbosity."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def register_greedy(data: Array, affine: Matrix, start: Matrix) -> Registration | None:
@@ -50,13 +70,14 @@ def register_greedy(data: Array, affine: Matrix, start: Matrix) -> Registration 
     near = (template.distance < 6.0).astype(np.float32)
     try:
         greedy = Greedy3D()
-        greedy.execute(
-            "-d 3 -a -dof 12 -i fixed moving -gm near -ia-identity -m NMI -n 60x30x0 -threads 1 -V 0 -o found",
-            fixed=to_itk(template.t1),
-            moving=to_itk(head),
-            near=to_itk(near),
-            found=None,
-        )
+        with _silent_stdout():
+            greedy.execute(
+                "-d 3 -a -dof 12 -i fixed moving -gm near -ia-identity -m NMI -n 60x30x0 -threads 1 -V 0 -o found",
+                fixed=to_itk(template.t1),
+                moving=to_itk(head),
+                near=to_itk(near),
+                found=None,
+            )
         found = np.asarray(greedy["found"], dtype=float).reshape(4, 4)
     except (RuntimeError, KeyError, ValueError, TypeError):
         return None

@@ -64,7 +64,7 @@ def brain_mask(image: Array, template: Template, tissue: Tissue) -> Mask:
     zoom = float(template.grid.zooms[0])
     fluid, grey, white = tissue.levels
     # Tissue is brighter than the middle between fluid and grey matter and not as bright as fat.
-    lower = max(0.5 * (fluid + grey), 0.55 * grey)
+    lower = max(min(0.5 * (fluid + grey), 0.8 * grey), 0.55 * grey)
     solid = (image > lower) & (image < 1.5 * white) & (template.distance < REACH_MM)
     deep = template.distance < -CORE_MM
     # Thin bridges (dura, vessels, optic nerves) break when the tissue is eroded; what hangs on them is then left out.

@@ -116,7 +116,7 @@ def is_already_normalized(head: Array, template: mni.Template) -> tuple[bool, ND
     within = template.distance < -4.0
     blank = 1.0 - float(solid[outside].mean())
     filled = float(solid[within].mean())
-    if blank < 0.98 or filled < 0.95:
+    if blank < 0.93 or filled < 0.85:
         return False, solid
     return quality.local_correlation(head, template) > 0.25, solid
 

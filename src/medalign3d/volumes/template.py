@@ -27,6 +27,7 @@ _FILES = {
     "white": "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz",
 }
 STEM_MM2 = 1500  # an axial slice of less brain than this at the lower end is brain stem
+VERTEX_MM = 6  # an average brain's crown is lower than most people's: room for theirs after affine registration
 _PADDING = 12  # voxels of 1 mm: the packaged box ends at the brain
 
 
@@ -105,7 +106,8 @@ def _two_millimetres() -> _Source:
 def brain_box() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Lower and upper corner of the template brain in MNI millimetres, each shape (3,).
 
-    The brain stem, which runs on into the neck, is left out of the lower corner.
+    The brain stem, which runs on into the neck, is left out of the lower corner; the upper corner has room for a higher
+    crown.
     """
     source = _one_millimetre()
     brain = source.maps["brain"] > 0.5
@@ -113,7 +115,7 @@ def brain_box() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     for axis in range(3):
         areas = brain.sum(axis=tuple(a for a in range(3) if a != axis))
         lower[axis] = np.flatnonzero(areas > (STEM_MM2 if axis == 2 else 0))[0]
-        upper[axis] = np.flatnonzero(areas)[-1]
+        upper[axis] = np.flatnonzero(areas)[-1] + (VERTEX_MM if axis == 2 else 0)
     return source.affine[:3, :3] @ lower + source.affine[:3, 3], source.affine[:3, :3] @ upper + source.affine[:3, 3]
 
 
