@@ -1,9 +1,9 @@
 """ADNI: downloads of the LONI archive.
 
-Reads the participant folders (``005_S_0223/<series>/<time>/I<image>/``; NIfTI or DICOM), any collection or search list, and
-the study tables by name with or without a date of export. ADNIMERGE is used when it is there; without it visits are built
-from DXSUM, CDR, MMSE, NEUROBAT, PTDEMOG and APOERES. Scans are matched to visits by date; ``DX_bl`` and the archive's
-``Group`` describe enrolment and are never taken for a visit's diagnosis.
+Reads the participant folders (``005_S_0223/<series>/<time>/I<image>/``; NIfTI or DICOM), any collection or search list,
+and the study tables by name with or without a date of export. ADNIMERGE is used when it is there; without it visits are
+built from DXSUM, CDR, MMSE, NEUROBAT, PTDEMOG and APOERES. Scans are matched to visits by date; ``DX_bl`` and the
+archive's ``Group`` describe enrolment and are never taken for a visit's diagnosis.
 
 Not supported: image archives that are still zipped.
 """
@@ -253,7 +253,7 @@ class _Adni:
                     self.ptid_of_rid[rid] = ptid
 
     def fold(self, collected: dict[tuple[str, str], dict[str, Sourced]], file_row: dict[str, str]) -> None:
-        """Put collected values into visits: ``sc``, ``scmri`` and ``init`` belong to the baseline visit after ``bl``."""
+        """Put collected values into visits: ``sc``, ``scmri``, ``init`` belong to the baseline visit, after ``bl``."""
         order = {code: place for place, code in enumerate(BASELINE_CODES)}
         for (subject, code), values in sorted(
             collected.items(), key=lambda i: (i[0][0], order.get(i[0][1], 9), i[0][1])
@@ -464,9 +464,7 @@ class _Adni:
                 )
 
     def person_rows(self, table: Table, fields: dict[str, Any]) -> dict[str, dict[str, Sourced]]:
-        """Person-level fields; of several visits' rows the first with a value (the earliest in the table's order) counts
-        only when all agree.
-        """
+        """Person-level fields; where rows of several visits have a value it counts only when all agree."""
         collected = self.ingest.collect(table, self.visit_key, fields)
         people: dict[str, dict[str, list[Sourced]]] = {}
         for (subject, _), values in collected.items():

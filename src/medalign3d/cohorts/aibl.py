@@ -1,8 +1,8 @@
 """AIBL: downloads of the LONI archive with the non-imaging data extract.
 
-Image folders as in ADNI, but with a whole number as participant (``<RID>/<series>/<time>/I<image>/``). The visit of an image
-comes from the image list, else from the dates of the MRI tables, else from the nearest other examination. The diagnosis is
-DXCURREN of that very visit; it is never carried over from baseline and never derived from the CDR.
+Image folders as in ADNI, but with a whole number as participant (``<RID>/<series>/<time>/I<image>/``). The visit of an
+image comes from the image list, else from the dates of the MRI tables, else from the nearest other examination. The
+diagnosis is DXCURREN of that very visit; it is never carried over from baseline and never derived from the CDR.
 
 Not supported: image archives that are still zipped.
 """

@@ -1,7 +1,7 @@
 """What all cohort readers share: bookkeeping of every image found, duplicate rules, visit matching, ids, provenance.
 
 A reader lists every image it finds, gives each a place in the tables, and drops what cannot be used *with a reason*.
-The invariant ``images found = images accepted + images dropped`` is checked at the end of every ingest. Values are never
+The invariant ``images found = images accepted + images dropped`` is checked at the end of every ingest. Values are not
 carried from one visit to another, and a missing value never becomes a class.
 """
 

@@ -1,8 +1,8 @@
 """Which files are usable three-dimensional images: geometry, completeness, content and hashes, without resampling.
 
 An image is accepted when it is readable and complete, three-dimensional once trailing axes of length one are gone, at
-least 60 voxels along every axis, with voxels of 0.4-2.0 mm, finite values that are not all equal, and an affine that can
-be inverted and is not the identity of a header that was never filled in.
+least 60 voxels along every axis, with voxels of 0.4-2.0 mm, finite values that are not all equal, and an affine that
+can be inverted and is not the identity of a header that was never filled in.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class ImageFacts:
 def sagittal_affine(shape: Sequence[int], zooms: Sequence[float]) -> npt.NDArray[np.float64]:
     """The affine of sagittal Analyze files of OASIS-1, whose headers carry none.
 
-    For the 1 mm averages (256 x 256 x 160) it has the rows [0 0 -1 80], [1 0 0 -128], [0 1 0 -128]: the first voxel axis
-    runs to anterior, the second to superior, the third to the left.
+    For the 1 mm averages (256 x 256 x 160) it has the rows [0 0 -1 80], [1 0 0 -128], [0 1 0 -128]: the first voxel
+    axis runs to anterior, the second to superior, the third to the left.
     """
     size = np.asarray(zooms, dtype=float)[:3]
     half = size * np.asarray(shape, dtype=float)[:3] / 2

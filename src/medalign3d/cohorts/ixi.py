@@ -1,7 +1,8 @@
-"""IXI: healthy adults, one T1-weighted volume each, named ``IXI<id>-<site>-<scan>_T1.nii.gz``, with one demographic table.
+"""IXI: healthy adults, one T1-weighted volume each (``IXI<id>-<site>-<scan>_T1.nii.gz``), one demographic table.
 
-The table is either ``participants.csv`` (``IXI_ID``, ``SEX``, ``AGE``) or the public ``IXI`` spreadsheet (``IXI_ID`` as a number,
-``SEX_ID (1=m, 2=f)``, ``AGE``; an age of 0 and repeated rows occur). Nobody has a diagnosis and nobody is expected to.
+The table is either ``participants.csv`` (``IXI_ID``, ``SEX``, ``AGE``) or the public ``IXI`` spreadsheet (``IXI_ID`` as
+a number, ``SEX_ID (1=m, 2=f)``, ``AGE``; an age of 0 and repeated rows occur). Nobody has a diagnosis and nobody is
+expected to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from medalign3d.cohorts.base import FoundImage, Ingest, IngestResult, QuarantineReason, no_images
 from medalign3d.cohorts.images import ImageFile
-from medalign3d.cohorts.tables import Row, headers
+from medalign3d.cohorts.tables import Row, describe_tables, header_key, headers
 from medalign3d.cohorts.values import Quantity, age_precision_of, parse_date, parse_sex
 from medalign3d.errors import InputError, MissingTable
 from medalign3d.params import Params
@@ -21,6 +22,8 @@ FILE_NAME = re.compile(
     r"IXI(?P<id>\d{3})-(?P<site>[A-Za-z]+)-(?P<scan>\d+)(?:-(?P<weighting>[A-Za-z0-9]+)|_(?P<kind>[A-Za-z0-9]+))?(?P<rest>.*)",
     re.IGNORECASE,
 )
+ID_COLUMNS = ("IXI_ID", "participant_id", "Subject ID", "Subject", "ID")
+SEX_COLUMNS = ("SEX", "SEX_ID (1=m, 2=f)", "SEX_ID", "M/F", "Gender")
 FIELD_STRENGTH_T = {"GUYS": 1.5, "HH": 3.0, "IOP": 1.5}
 SITE_MANUFACTURER = {"GUYS": "Philips", "HH": "Philips", "IOP": "GE"}
 
@@ -31,7 +34,7 @@ def subject_of(cell: str) -> str | None:
     >>> subject_of("2.0"), subject_of("IXI014-HH-1236"), subject_of("x")
     ('IXI002', 'IXI014', None)
     """
-    match = re.match(r"\s*(?:IXI)?0*(\d{1,3})(?:\.0+)?\s*(?:$|[-_ ])", cell, re.IGNORECASE)
+    match = re.match(r"\s*(?:sub-)?(?:IXI)?0*(\d{1,3})(?:\.0+)?\s*(?:$|[-_ ])", cell, re.IGNORECASE)
     return f"IXI{int(match[1]):03d}" if match else None
 
 
@@ -39,12 +42,13 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     """Read IXI."""
     book = Ingest("IXI", root, params, workers)
     found = headers(root, book.files)
-    candidates = [path for path, keys in found.items() if "ixi_id" in keys and "age" in keys]
+    id_keys = {header_key(name) for name in ID_COLUMNS}
+    candidates = [path for path, keys in found.items() if id_keys & keys and "age" in keys]
     if not candidates:
         raise MissingTable(
             "a demographic table is missing",
             where=root,
-            found=", ".join(PurePosixPath(path).name for path in found) or "no tables at all",
+            found=describe_tables(found),
             expected="participants.csv or the public IXI spreadsheet, with the columns IXI_ID, AGE and SEX or SEX_ID",
             remedy="download IXI.xls from brain-development.org and put it into this folder",
         )
@@ -60,13 +64,13 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             )
     table = book.read(candidates[0], "demographics")
     table.require(
-        id=("IXI_ID",),
+        id=ID_COLUMNS,
         age=("AGE",),
-        sex=("SEX", "SEX_ID (1=m, 2=f)", "SEX_ID", "Gender"),
+        sex=SEX_COLUMNS,
     )
 
     def identify(row: Row) -> tuple[str, str] | None:
-        subject = subject_of(row.get("IXI_ID"))
+        subject = subject_of(row.get(*ID_COLUMNS))
         return None if subject is None else (subject, "baseline")
 
     text: dict[str, str] = {}
@@ -75,7 +79,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
         if key is not None:
             text.setdefault(key[0], row.get("AGE"))
     fields: dict[str, Any] = {
-        "sex": (parse_sex, ("SEX", "SEX_ID (1=m, 2=f)", "SEX_ID", "Gender")),
+        "sex": (parse_sex, SEX_COLUMNS),
         "age": (Quantity(0, 200, missing=frozenset({0.0, -1.0})), ("AGE",)),
         "date": (_study_date, ("STUDY_DATE",)),
     }
@@ -134,6 +138,6 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
 
 
 def _study_date(cell: str) -> tuple[Any, QuarantineReason | None]:
-    """The study's date; the public table has impossible ones, which are not worth an issue because nothing needs them."""
+    """The study's date; impossible ones are not worth an issue because nothing needs them."""
     date, _ = parse_date(cell)
     return date, None

@@ -39,7 +39,7 @@ LIST_VISIT = ("Visit", "image_visit", "VISCODE2", "VISCODE")
 def is_t1_description(description: str) -> bool:
     """Whether a series description is that of a T1-weighted volume.
 
-    >>> [is_t1_description(d) for d in ("MPRAGE_ADNI_confirmed_RPT", "Accelerated_Sag_IR-FSPGR", "MT1__N3m", "Axial_T2_FLAIR")]
+    >>> [is_t1_description(d) for d in ("MPRAGE_confirmed_RPT", "Accelerated_Sag_IR-FSPGR", "MT1__N3m", "T2_FLAIR")]
     [True, True, True, False]
     """
     text = description.upper()

@@ -12,7 +12,16 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medalign3d.cohorts.base import FoundImage, Ingest, IngestResult, QuarantineReason, Sourced, Visit, no_images
+from medalign3d.cohorts.base import (
+    FoundImage,
+    Ingest,
+    IngestResult,
+    QuarantineReason,
+    Severity,
+    Sourced,
+    Visit,
+    no_images,
+)
 from medalign3d.cohorts.images import ImageFile
 from medalign3d.cohorts.tables import Row, Table, headers
 from medalign3d.cohorts.values import CDR_GLOBAL, CDR_SUM, EDUCATION_YEARS, MMSE, SES, Quantity, parse_sex
@@ -25,6 +34,15 @@ FILE_NAME = re.compile(
 SESSION_LABEL = re.compile(
     r"miriad_(?P<subject>\d{3})_(?P<visit>\d{1,2})_(?P<what>[A-Za-z]+)(?:_(?P<scan>\d+))?", re.IGNORECASE
 )
+SESSION_FOLDER = re.compile(r"miriad_(?P<subject>\d{3})_(?P<visit>\d{1,2})_MR_(?P<scan>\d+)", re.IGNORECASE)
+GROUP_WORDS = {
+    "AD": "AD",
+    "ALZHEIMER'S DISEASE": "AD",
+    "PATIENT": "AD",
+    "HC": "HC",
+    "CONTROL": "HC",
+    "HEALTHY CONTROL": "HC",
+}
 DIAGNOSIS = {"AD": "AD", "HC": "HC"}
 WEEKS = {1: 0, 2: 2, 3: 6, 4: 14, 5: 26, 6: 38, 7: 52, 8: 78, 9: 104}
 FIELD_STRENGTH_T = 1.5
@@ -50,7 +68,13 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     sexes: dict[str, set[str]] = {}
     sex_sources: dict[str, Sourced] = {}
     people: dict[str, dict[str, Sourced]] = {}
-    known: set[str] = set()
+    groups: dict[str, Sourced] = {}
+
+    def add_group(subject: str, row: Row) -> None:
+        word = row.get("Group", "Subject Group", "Diagnosis").strip().upper()
+        group = GROUP_WORDS.get(word)
+        if group is not None:
+            groups.setdefault(subject, Sourced(group, row.table.relative, row.line, "Group"))
 
     def add_sex(subject: str, row: Row) -> None:
         sourced = book.value(row, subject, "", parse_sex, "M/F", "Gender", "Sex")
@@ -58,33 +82,36 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             sexes.setdefault(subject, set()).add(sourced.value)
             sex_sources[subject] = sourced
 
-    for path, keys in sorted(found.items()):
-        if {"mmse", "cdr"} & keys and "subject" in keys:
-            _read_scores(book, book.read(path, "scores"), known)
-        elif ("mr_id" in keys or "label" in keys) and "age" in keys:
-            table = book.read(path, "MR sessions")
+    # The table of MR sessions goes first: clinical tables may hold ages, too, but those of the scan are wanted.
+    for path, keys in sorted(found.items(), key=lambda item: ("mr_id" not in item[1], item[0])):
+        table: Table | None = None
+        if {"mmse", "cdr"} & keys and {"label", "mr_id", "subject"} & keys:
+            table = book.read(path, "scores")
+            _read_scores(book, table)
+        if ("mr_id" in keys or "label" in keys) and "age" in keys:
+            table = table or book.read(path, "MR sessions")
             for row in table.rows():
                 label = _label(row)
                 subject = f"miriad_{label['subject']}" if label else _subject(row.get("Subject"))
                 if subject is None:
                     book.row_without_id(row)
                     continue
-                known.add(subject)
                 add_sex(subject, row)
+                add_group(subject, row)
                 if label is None:
                     continue
                 age = book.value(row, subject, f"{int(label['visit']):02d}", Quantity(0, 150), "Age")
                 if age is not None:
                     ages.setdefault((subject, int(label["visit"])), age)
-        elif "subject" in keys and {"gender", "m_f"} & keys:
+        elif table is None and "subject" in keys and {"gender", "m_f"} & keys:
             table = book.read(path, "subjects")
             for row in table.rows():
                 subject = _subject(row.get("Subject"))
                 if subject is None:
                     book.row_without_id(row)
                     continue
-                known.add(subject)
                 add_sex(subject, row)
+                add_group(subject, row)
                 person = people.setdefault(subject, {})
                 hand = row.get("Hand").upper()[:1]
                 if hand in ("R", "L", "A"):
@@ -94,31 +121,37 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
                     if sourced is not None:
                         person[column] = sourced
 
-    names: dict[str, int] = {}
     for path in book.files:
         name = PurePosixPath(path).name
         if not name.lower().endswith((".nii", ".nii.gz")):
             continue
         stem = re.sub(r"\.nii(?:\.gz)?$", "", name, flags=re.IGNORECASE)
-        names[stem] = names.get(stem, 0) + 1
         item = FoundImage(stem, ImageFile(path, "nifti", (path,)))
         book.images.append(item)
         match = FILE_NAME.fullmatch(name)
-        if match is None:
-            # The archive's folder form has plain file names below a session folder; group and sex are then unknown.
-            book.drop(
-                item,
-                QuarantineReason.ID_UNPARSABLE,
-                "the name is not miriad_<participant>_<group>_<sex>_<visit>_MR_<scan>",
-            )
-            continue
-        subject, number, scan = f"miriad_{match['subject']}", int(match["visit"]), int(match["scan"])
-        group, sex = match["group"].upper(), match["sex"].upper()
-        item.subject, item.session, item.order, item.rank = subject, f"{number:02d}", (scan,), (scan,)
-        if known and subject not in known:
-            book.drop(item, QuarantineReason.ID_NOT_IN_CLINICAL, "the tables do not know the participant")
-            continue
-        if sexes.get(subject, {sex}) != {sex}:
+        if match is not None:
+            subject, number, scan = f"miriad_{match['subject']}", int(match["visit"]), int(match["scan"])
+            group: str | None = match["group"].upper()
+            sex: str | None = match["sex"].upper()
+            named = {"file": path, "row": None, "rule": "file name"}
+        else:
+            # The archive's folder form: the session folder tells participant, visit and scan, the tables the rest.
+            label = next((m for part in PurePosixPath(path).parts[:-1] if (m := SESSION_FOLDER.fullmatch(part))), None)
+            if label is None:
+                book.drop(
+                    item,
+                    QuarantineReason.ID_UNPARSABLE,
+                    "neither the file is named miriad_<participant>_<group>_<sex>_<visit>_MR_<scan> nor its folder "
+                    "miriad_<participant>_<visit>_MR_<scan>",
+                )
+                continue
+            subject, number, scan = f"miriad_{label['subject']}", int(label["visit"]), int(label["scan"])
+            item.key = f"{label[0]}/{stem}"
+            group = groups[subject].value if subject in groups else None
+            sex = next(iter(sexes.get(subject, {None})))
+            named = groups[subject].as_json() if subject in groups else {}
+        item.subject, item.session, item.order, item.rank = subject, f"{number:02d}", (scan, stem), (scan, stem)
+        if len(sexes.get(subject, set()) | {sex}) > 1:
             source = sex_sources[subject]
             book.drop(
                 item,
@@ -128,36 +161,51 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
                 source.row,
             )
             continue
+        if sex is None:
+            book.drop(item, QuarantineReason.SEX_MISSING, "neither the file name nor a table gives the sex")
+            continue
+        if subject in groups and group != groups[subject].value:
+            source = groups[subject]
+            book.visit_note(
+                QuarantineReason.DIAGNOSIS_CONFLICT,
+                subject,
+                f"{number:02d}",
+                Severity.WARN,
+                "the file name and the tables differ on the group; the file name is kept",
+                file=source.file,
+                line=source.row,
+            )
         visit = book.visit(subject, f"{number:02d}")
         visit.month = round(WEEKS[number] * 7 / 30.4375, 2) if number in WEEKS else None
         visit.day = WEEKS[number] * 7 if number in WEEKS else None
-        rule = {"file": path, "row": None, "rule": "group in the file name"}
-        visit.values["dx_native"] = DIAGNOSIS[group]
-        visit.provenance["dx_native"] = rule
+        if group is not None:
+            visit.values["dx_native"] = DIAGNOSIS[group]
+            visit.provenance["dx_native"] = named
+        else:
+            book.remark(item, QuarantineReason.NO_DIAGNOSIS, "neither the file name nor a table gives the group")
         book.attach(item, visit, "file_name", 0)
         item.scan_day = visit.day
         item.values.update(sex=sex, dx_subject_level=group, field_strength_t=FIELD_STRENGTH_T, release="MIRIAD")
-        item.provenance["sex"] = {"file": path, "row": None, "rule": "sex in the file name"}
+        item.provenance["sex"] = named if match is not None else sex_sources[subject].as_json()
         for column, sourced in people.get(subject, {}).items():
             book.set_person(item, column, sourced)
-        if known:
-            age = ages.get((subject, number))
-            book.set_age(
-                item,
-                age.value if age else None,
-                "month",
-                "Age of the MR session",
-                age.file if age else None,
-                age.row if age else None,
-            )
+        age = ages.get((subject, number))
+        book.set_age(
+            item,
+            age.value if age else None,
+            "month",
+            "Age of the MR session",
+            age.file if age else None,
+            age.row if age else None,
+        )
     if not book.images:
         raise no_images(root, "MIRIAD", "files named miriad_<participant>_<AD|HC>_<M|F>_<visit>_MR_<scan>.nii")
-    groups: dict[str, str] = {}
+    group_of: dict[str, str] = {}
     for visit in book.visits.values():
         if "dx_native" in visit.values:
-            groups[visit.subject] = visit.values["dx_native"]
+            group_of[visit.subject] = visit.values["dx_native"]
     for visit in book.visits.values():
-        _finish_visit(visit, groups)
+        _finish_visit(visit, group_of)
     book.inspect()
     book.drop_repeated_keys()
     book.drop_equal_voxels()
@@ -165,7 +213,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     return book.finish()
 
 
-def _read_scores(book: Ingest, table: Table, known: set[str]) -> None:
+def _read_scores(book: Ingest, table: Table) -> None:
     """MMSE and CDR of a visit; they hold for all its scans."""
 
     def identify(row: Row) -> tuple[str, str] | None:
@@ -185,7 +233,6 @@ def _read_scores(book: Ingest, table: Table, known: set[str]) -> None:
     for lines in by_instrument.values():
         collected = book.collect(table, identify, fields, lines=frozenset(lines))
         for (subject, code), values in collected.items():
-            known.add(subject)
             visit = book.visit(subject, code)
             for name in fields:
                 visit.set(name, values.get(name))

@@ -1,8 +1,8 @@
 """NACC: the UDS and MRI tables of a data freeze, and one zip archive or folder per MRI session.
 
-Tables are known by their header, not by name; any one of the investigator, FTLD/LBD or commercial files is enough. Inside
-a session the T1-weighted volumes are told from the rest by the description in their JSON sidecar, or by their geometry
-where there is none. Scans are matched to UDS visits by true day counts.
+Tables are known by their header, not by name; any one of the investigator, FTLD/LBD or commercial files is enough.
+Inside a session the T1-weighted volumes are told from the rest by the description in their JSON sidecar, or by their
+geometry where there is none. Scans are matched to UDS visits by true day counts.
 
 Not supported: the separate SCAN archives, whose file names are in no session table.
 """
@@ -33,7 +33,7 @@ from medalign3d.cohorts.base import (
     no_images,
 )
 from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile, tesla
-from medalign3d.cohorts.tables import Row, Table, headers
+from medalign3d.cohorts.tables import Row, Table, describe_tables, headers
 from medalign3d.cohorts.values import (
     CDR_GLOBAL,
     CDR_SUM,
@@ -362,7 +362,7 @@ def _choose_table(found: dict[str, set[str]], required: set[str], root: Path, wh
         raise MissingTable(
             "a clinical table is missing",
             where=root,
-            found=", ".join(PurePosixPath(path).name for path in list(found)[:30]) or "no tables at all",
+            found=describe_tables(found),
             expected=f"the {what} table, with the columns {', '.join(sorted(required)).upper()}",
             remedy="put the table of the data freeze (such as investigator_nacc71.csv) anywhere below this folder",
         )

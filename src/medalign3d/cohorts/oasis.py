@@ -1,11 +1,13 @@
 """OASIS-1, OASIS-2 and OASIS-3, alone or together below one folder.
 
-OASIS-1: Analyze files whose headers carry no orientation (the dataset's fixed one is used), several repeats, their average, and
-atlas-space derivatives per session; flat folders of derived NIfTI files are read too. OASIS-2: NIfTI pairs with a double
-extension, one per repeat. OASIS-3: NIfTI files named by day of the study; clinical forms or the older XNAT exports.
+OASIS-1: Analyze files whose headers carry no orientation (the dataset's fixed one is used), several repeats, their
+average, and atlas-space derivatives per session; flat folders of derived NIfTI files are read too. OASIS-2: NIfTI
+pairs with a double extension, one per repeat. OASIS-3: NIfTI files named by day of the study; clinical forms or the
+older XNAT exports.
 
-The label is the global CDR at the session: 0 is no dementia, 0.5 and more is dementia; a blank CDR stays without a label
-(the young participants of OASIS-1). OASIS-3 uses the diagnosis form where there is one. ``Group`` of OASIS-2 describes the person, never a session.
+The label is the global CDR at the session: 0 is no dementia, 0.5 and more is dementia; a blank CDR stays without a
+label (the young participants of OASIS-1). OASIS-3 uses the diagnosis form where there is one. ``Group`` of OASIS-2
+describes the person, never a session.
 
 Not supported: OASIS-3 freesurfer outputs, and the text summaries inside OASIS-1 session folders.
 """
@@ -30,7 +32,7 @@ from medalign3d.cohorts.base import (
     no_images,
 )
 from medalign3d.cohorts.images import ImageFile, tesla
-from medalign3d.cohorts.tables import Row, Table, headers
+from medalign3d.cohorts.tables import Row, Table, describe_tables, headers
 from medalign3d.cohorts.values import (
     CDR_BOX,
     CDR_GLOBAL,
@@ -569,8 +571,9 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             raise MissingTable(
                 "a clinical table is missing",
                 where=root,
-                found=", ".join(PurePosixPath(p).name for p in others) or "no tables at all",
-                expected=f"{name}.csv or .xlsx, with the columns {'ID' if study == 1 else 'Subject ID, MRI ID, Group'}, M/F, Age, CDR",
+                found=describe_tables(others),
+                expected=f"{name}.csv or .xlsx, with the columns "
+                f"{'ID' if study == 1 else 'Subject ID, MRI ID, Group'}, M/F, Age, CDR",
                 remedy="download the table from oasis-brains.org and put it into this folder",
             )
     cross = _Cross(book, book.read(cross_path, "OASIS-1"), longitudinal=False) if cross_path else None
@@ -582,7 +585,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             raise MissingTable(
                 "a clinical table is missing",
                 where=root,
-                found=", ".join(PurePosixPath(p).name for p in others) or "no tables at all",
+                found=describe_tables(others),
                 expected="OASIS3_UDSb4_cdr.csv (OASISID, days_to_visit, CDRTOT) or ADRC Clinical Data.csv",
                 remedy="download the clinical tables from the OASIS-3 project and put them below this folder",
             )

@@ -7,12 +7,15 @@ spreadsheets whose first sheet counts. Every cell is read as text: the same code
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import datetime
 import io
 import os
 import re
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,11 +24,12 @@ from typing import Any
 import pandas as pd
 
 from medalign3d.errors import InputError, MissingTable
-from medalign3d.files import sha256_bytes, sha256_file
+from medalign3d.files import CHUNK_BYTES, sha256_file
 
 TABLE_SUFFIXES = (".csv", ".xlsx", ".xls", ".tsv", ".txt")
 SPREADSHEET_SUFFIXES = (".xlsx", ".xls")
 DELIMITERS = ",;\t"
+MAXIMUM_LINES_PER_RECORD = 400  # a quoted cell with more line breaks is an unbalanced quote
 _DATE_SUFFIX = r"(?:_(?P<date>\d{1,2}-?[A-Za-z]{3}-?\d{4}|\d{4}-\d{2}-\d{2}|\d{8}))?"
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 
@@ -148,13 +152,22 @@ class Row:
         return names[0]
 
 
-def _decode(content: bytes) -> str:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", errors="replace")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
+def _encoding_of(path: Path) -> str:
+    """UTF-16 or UTF-8 by byte order mark, UTF-8 where every byte fits, otherwise Windows Latin-1."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as stream:
+        start = stream.read(2)
+        if start in (b"\xff\xfe", b"\xfe\xff"):
+            return "utf-16"
+        chunk = start + stream.read(CHUNK_BYTES)
+        try:
+            while chunk:
+                decoder.decode(chunk)
+                chunk = stream.read(CHUNK_BYTES)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "cp1252"
+    return "utf-8-sig"
 
 
 def _delimiter_of(header: str) -> str:
@@ -162,24 +175,50 @@ def _delimiter_of(header: str) -> str:
     return max(DELIMITERS, key=unquoted.count)
 
 
-def _parse_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
-    """Line number and fields; None where a line cannot be split (an unbalanced quote)."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    parsed: list[tuple[int, list[str] | None]] = []
-    try:
-        start = 1
-        for fields in reader:
-            parsed.append((start, fields))
-            start = reader.line_num + 1
-    except csv.Error:
-        # A quote that never closes would swallow the rest of the table: take each physical line for itself.
-        parsed = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            try:
-                parsed.append((number, next(csv.reader([line], delimiter=delimiter, strict=True), [])))
-            except csv.Error:
-                parsed.append((number, None))
-    yield from parsed
+def _parse_lines(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
+    """Line number and fields of every record; None for a line with a quote that never closes.
+
+    A record may span lines when a quoted cell holds line breaks, but only with the header's number of cells: a stray
+    quote would otherwise swallow the rows behind it. Lines are streamed, because tables can be larger than the memory.
+    """
+    source = iter(lines)
+    pending: deque[str] = deque()
+    consumed: list[str] = []
+
+    def feed() -> Iterator[str]:
+        while len(consumed) < MAXIMUM_LINES_PER_RECORD:
+            line = pending.popleft() if pending else next(source, None)
+            if line is None:
+                return
+            consumed.append(line)
+            yield line
+
+    number = 1
+    width: int | None = None
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    while True:
+        fields: list[str] | None
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            fields = None
+        if fields is not None and len(consumed) > 1 and width is not None and len(fields) != width:
+            fields = None
+        if fields is None:
+            if not consumed:
+                return
+            # Only the first line is lost; the ones that the quote swallowed are read again.
+            pending.extendleft(reversed(consumed[1:]))
+            del consumed[1:]
+            reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+        count = len(consumed)
+        consumed.clear()
+        if width is None and fields and any(fields):
+            width = len(fields)
+        yield number, fields
+        number += count
 
 
 def _clean(cell: str) -> str:
@@ -200,7 +239,8 @@ def _spreadsheet_cell(value: Any) -> str:
     return str(value)
 
 
-def _spreadsheet_rows(path: Path, content: bytes) -> list[list[str]]:
+def _spreadsheet_rows(path: Path, relative: str) -> list[list[str]]:
+    content = path.read_bytes()
     try:
         if content.startswith(b"PK"):
             import openpyxl
@@ -232,7 +272,7 @@ def _spreadsheet_rows(path: Path, content: bytes) -> list[list[str]]:
     except Exception as error:  # the spreadsheet libraries raise many unrelated kinds on damaged files
         raise InputError(
             "a spreadsheet cannot be read",
-            where=path.name,
+            where=relative,
             found=f"{type(error).__name__}: {str(error)[:120]}",
             expected="an undamaged .xlsx or .xls file",
             remedy="download it again, or save its first sheet as .csv",
@@ -269,11 +309,9 @@ def load_table(
     """
     relative = path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else path.name
     try:
-        if header_only and path.suffix.lower() not in SPREADSHEET_SUFFIXES:
-            with path.open("rb") as stream:
-                content = stream.readline(1 << 20)
-        else:
-            content = path.read_bytes()
+        with path.open("rb") as stream:
+            start = stream.read(4096)
+            size = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise InputError(
             "a table cannot be read",
@@ -281,40 +319,50 @@ def load_table(
             found=error.strerror,
             remedy="check that the file exists and that you may read it",
         ) from error
-    if not content.strip():
+    if not start.strip():
         raise InputError(
             "a table is empty",
             where=relative,
-            found=f"{len(content)} bytes",
+            found=f"{size} bytes",
             expected="a header line",
             remedy="download it again",
         )
-    lines: Iterable[tuple[int, list[str] | None]]
-    if content.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
-        lines = list(enumerate(_spreadsheet_rows(path, content), start=1))
-        spreadsheet = True
-    elif path.suffix.lower() in SPREADSHEET_SUFFIXES and b"\x00" in content[:4096]:
-        raise InputError(
-            "a spreadsheet cannot be read",
-            where=relative,
-            found="bytes of another kind",
-            expected="an undamaged .xlsx or .xls file",
-            remedy="download it again",
-        )
-    else:
-        text = _decode(content)
-        if text.count("\x00") > 0 or text[:200].lstrip().lower().startswith(("<html", "<!doctype")):
-            raise InputError(
-                "a file is not a table",
-                where=relative,
-                found="binary data or a web page",
-                expected="comma-separated text or a spreadsheet",
-                remedy="download it again (a log-in page is often saved in place of the file)",
-            )
-        header_line = next((line for line in text.splitlines() if line.strip(" ,;\t")), "")
-        lines = _parse_lines(text, _delimiter_of(header_line))
-        spreadsheet = False
+    with contextlib.ExitStack() as stack:
+        lines: Iterable[tuple[int, list[str] | None]]
+        spreadsheet = start.startswith((b"PK", b"\xd0\xcf\x11\xe0"))
+        if spreadsheet:
+            lines = enumerate(_spreadsheet_rows(path, relative), start=1)
+        else:
+            text = start.decode("latin-1")
+            if (b"\x00" in start and start[:2] not in (b"\xff\xfe", b"\xfe\xff")) or text.lstrip().lower().startswith(
+                ("<html", "<!doctype", "\xef\xbb\xbf<html", "\xef\xbb\xbf<!doctype")
+            ):
+                raise InputError(
+                    "a file is not a table",
+                    where=relative,
+                    found="binary data or a web page",
+                    expected="comma-separated text or a spreadsheet",
+                    remedy="download it again (a log-in page is often saved in place of the file)",
+                )
+            wide = start[:2] in (b"\xff\xfe", b"\xfe\xff")
+            encoding = ("utf-16" if wide else "utf-8-sig") if header_only else _encoding_of(path)
+            stream_text = stack.enter_context(path.open(encoding=encoding, errors="replace", newline=""))
+            header_line = next((line for line in stream_text if line.strip(" ,;\t\r\n")), "")
+            stream_text.seek(0)
+            lines = _parse_lines(stream_text, _delimiter_of(header_line))
+        return _assemble(path, relative, lines, columns, repair, header_only, spreadsheet)
 
+
+def _assemble(
+    path: Path,
+    relative: str,
+    lines: Iterable[tuple[int, list[str] | None]],
+    columns: Iterable[str] | None,
+    repair: RepairLine | None,
+    header_only: bool,
+    spreadsheet: bool,
+) -> Table:
+    """Make a table of its parsed lines: header first, then rows that fit it."""
     iterator = iter(lines)
     header: list[str] = []
     for _, fields in iterator:
@@ -359,7 +407,7 @@ def load_table(
             index.append(number)
             data.append([_clean(cells[i]) for i in kept])
     frame = pd.DataFrame(data, columns=[unique[i] for i in kept], index=index, dtype=object)
-    return Table(path, relative, frame, bad, "" if header_only else sha256_bytes(content), unique)
+    return Table(path, relative, frame, bad, "" if header_only else sha256_file(path), unique)
 
 
 def read_table(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -492,13 +540,20 @@ def find_table(
 
 
 def headers(root: Path, files: Sequence[str]) -> dict[str, set[str]]:
-    """The header keys of every table among ``files`` (damaged ones are left out): tables are known by their header."""
-    found = {}
+    """The header keys of every table among ``files``: tables are known by their header. Damaged ones have no keys."""
+    found: dict[str, set[str]] = {}
     for path in files:
-        if PurePosixPath(path).suffix.lower() in (".csv", ".xlsx", ".xls"):
+        if PurePosixPath(path).suffix.lower() in (".csv", ".tsv", ".xlsx", ".xls"):
             try:
                 table = load_table(root / path, root=root, header_only=True)
             except (InputError, zipfile.BadZipFile, OSError):
+                found[path] = set()
                 continue
             found[path] = {header_key(column) for column in table.all_columns}
     return found
+
+
+def describe_tables(found: Mapping[str, set[str]]) -> str:
+    """The tables that are there, for messages; says which of them cannot be read."""
+    names = [PurePosixPath(path).name + ("" if keys else " (cannot be read)") for path, keys in sorted(found.items())]
+    return ", ".join(names[:30]) or "no tables at all"
