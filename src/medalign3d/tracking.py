@@ -384,7 +384,7 @@ def track_run(
         run: Run | None = None
         if resume:
             # A run that is still RUNNING here belongs to a living process.
-            query = f"tags.`medalign3d.key` = '{key}' and attributes.status IN ('KILLED', 'FAILED')"
+            query = f"tags.`medalign3d.key` = '{key}' and attributes.status != 'FINISHED' and attributes.status != 'RUNNING'"
             unfinished = client.search_runs([experiment], query, max_results=1)
             if unfinished:
                 run = Run(client, unfinished[0].info.run_id, record)
