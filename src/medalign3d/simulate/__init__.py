@@ -68,7 +68,9 @@ def _run(job: Job, root: str, template: str) -> dict[str, Any]:
     return run_job(job, Path(root), Path(template))
 
 
-def simulate_cohort(cohort: str, params: Params, raw_dir: Path, truth_dir: Path) -> dict[str, int]:
+def simulate_cohort(
+    cohort: str, params: Params, raw_dir: Path, truth_dir: Path, *, template: Path | None = None
+) -> dict[str, int]:
     """Write a simulated cohort's native tree and its truth.
 
     Parameters
@@ -81,6 +83,9 @@ def simulate_cohort(cohort: str, params: Params, raw_dir: Path, truth_dir: Path)
         The cohort's root; replaced as a whole.
     truth_dir
         Gets ``truth.parquet`` (one row per simulated image) and ``faults.json`` (what reading the tree must report).
+    template
+        A folder that :func:`medalign3d.simulate.anatomy.save_template` has written for the same voxel size; None builds
+        it anew (seconds).
 
     Returns
     -------
@@ -97,10 +102,11 @@ def simulate_cohort(cohort: str, params: Params, raw_dir: Path, truth_dir: Path)
     plan = plan_cohort(cohort, params)
     keep_memory()
     with tempfile.TemporaryDirectory(prefix="medalign3d-template-") as scratch, atomic_path(raw_dir) as root:
-        template = Path(scratch)
-        save_template(params.simulate.zooms_mm, template)
+        if template is None:
+            template = Path(scratch)
+            save_template(params.simulate.zooms_mm, template)
         root.mkdir()
-        arguments = (plan.jobs, [os.fspath(root)] * len(plan.jobs), [scratch] * len(plan.jobs))
+        arguments = (plan.jobs, [os.fspath(root)] * len(plan.jobs), [os.fspath(template)] * len(plan.jobs))
         rows: list[dict[str, Any]] = []
         with Progress(f"simulate {cohort}", len(plan.jobs)) as progress:
             if params.simulate.workers == 1:

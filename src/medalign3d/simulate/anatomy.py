@@ -2,17 +2,19 @@
 
 How a scan is made
     1. Per region (lateral ventricles, each hippocampus with its medial temporal lobe, cortical grey matter) a Poisson
-       equation gives a curl-free velocity field whose divergence is the region's log-volume change; what a region loses,
-       cerebrospinal fluid or tissue around it gains, so the skull stays where it is.
+       equation gives a curl-free velocity field whose divergence is the region's log-volume change; what a region
+       loses, cerebrospinal fluid or tissue around it gains, so the skull stays where it is.
     2. The fields of all regions and a random smooth field of the person are summed and exponentiated by scaling and
        squaring (Arsigny et al. 2006): the map stays invertible.
-    3. Head size and pose are an affine map; the template is read once through the composed map, with linear interpolation.
+    3. Head size and pose are an affine map; the template is read once through the composed map, with linear
+       interpolation.
     4. White-matter hypointensities, bias field, contrast, Rician noise and the voxel grid of the scanner follow.
 
-The skull and scalp are a shell built from the distance to the brain: enough to make skull stripping necessary, not a face
-that anybody has. True volumes are integrals of the warped region maps.
+The skull and scalp are a shell built from the distance to the brain: enough to make skull stripping necessary, not a
+face that anybody has. True volumes are integrals of the warped region maps.
 
-Not simulated: individual folding (everybody has the averaged sulci, moved about), vessels, meninges, motion, wrap-around.
+Not simulated: individual folding (everybody has the averaged sulci, moved about), vessels, meninges, motion,
+wrap-around.
 """
 
 from __future__ import annotations
@@ -58,9 +60,9 @@ INTENSITY_SCALE = 1000.0
 class Anatomy:
     """What is inside one head at one time.
 
-    Log-volumes are natural logarithms relative to the MNI152 average; ``size`` scales the head along x, y, z. ``brain`` is
-    cortical loss, as its effect on the volume of the whole brain; ``lesions`` (0-1) is the load of white-matter
-    hypointensities.
+    Log-volumes are natural logarithms relative to the MNI152 average; ``size`` scales the head along x, y, z.
+    ``brain`` is cortical loss, as its effect on the volume of the whole brain; ``lesions`` (0-1) is the load of
+    white-matter hypointensities.
     """
 
     person_seed: int
@@ -163,7 +165,7 @@ def _capsules(shape: tuple[int, ...], side: int) -> NDArray[np.bool_]:
 
 
 def _solve_poisson(source: FloatArray, step_mm: FloatArray) -> FloatArray:
-    """The gradient, mm per unit, of the potential whose Laplacian is ``source`` (Neumann borders), shape (3, X, Y, Z)."""
+    """The gradient (3, X, Y, Z), mm per unit, of the potential with Laplacian ``source`` and Neumann borders."""
     from scipy.fft import dctn, idctn
 
     spectrum = dctn(source - source.mean(), type=2)
@@ -288,7 +290,7 @@ def build_template(zooms_mm: float) -> dict[str, NDArray[np.float32]]:
     brain_c, grey_c, csf_c = coarsen(mask), coarsen(grey), coarsen(csf)
     vent_c = coarsen(ventricles)
     x, y, z = _axes(coarse_shape)
-    cortex_c = grey_c * (1 - np.exp(-((x / 34) ** 2 + ((y + 12) / 46) ** 2 + ((z + 2) / 26) ** 2) ** 2)) * (z > -44)
+    cortex_c = grey_c * (1 - np.exp(-(((x / 34) ** 2 + ((y + 12) / 46) ** 2 + ((z + 2) / 26) ** 2) ** 2))) * (z > -44)
     sulci_c = csf_c * (1 - np.clip(3 * vent_c, 0, 1)) * (z > -40)
 
     def balanced(gain: FloatArray, loss: FloatArray) -> FloatArray:
@@ -372,9 +374,11 @@ class Renderer:
         self._basis = basis.flip(1).contiguous()
         self._coarse_shape = tuple(int(n) for n in self._basis.shape[2:])
         self._identity = self._make_grid(BOX_MM, self._coarse_shape)
-        self._region_shape = tuple(int(round(high - low)) // 2 + 1 for low, high in REGION_BOX_MM)
+        self._region_shape = tuple(round(high - low) // 2 + 1 for low, high in REGION_BOX_MM)
         self._region_grid = self._make_grid(REGION_BOX_MM, self._region_shape)
-        self._region_ml = float(np.prod((REGION_BOX_MM[:, 1] - REGION_BOX_MM[:, 0]) / np.array(self._region_shape))) / 1e3
+        self._region_ml = (
+            float(np.prod((REGION_BOX_MM[:, 1] - REGION_BOX_MM[:, 0]) / np.array(self._region_shape))) / 1e3
+        )
         self._coarse_ml = float(np.prod((BOX_MM[:, 1] - BOX_MM[:, 0]) / np.array(self._coarse_shape))) / 1e3
 
     def _make_grid(self, box: FloatArray, shape: tuple[int, ...]) -> torch.Tensor:
@@ -392,10 +396,12 @@ class Renderer:
         )
 
     def displacement(self, anatomy: Anatomy) -> torch.Tensor:
-        """The map from the person's head to the template, minus identity: (1, 3, x, y, z), normalized, order z, y, x."""
+        """The map from the person's head to the template minus identity, (1, 3, x, y, z), normalized, order z, y, x."""
         torch = self._torch
         rng = np.random.default_rng([anatomy.person_seed, 1])
-        ventricles = float(np.interp(np.clip(anatomy.ventricles, *LIMITS["ventricles"]), VENTRICLE_LOG, VENTRICLE_AMPLITUDE))
+        ventricles = float(
+            np.interp(np.clip(anatomy.ventricles, *LIMITS["ventricles"]), VENTRICLE_LOG, VENTRICLE_AMPLITUDE)
+        )
         cortex = float(np.clip(anatomy.brain, *LIMITS["brain"])) / BRAIN_LOG_PER_AMPLITUDE
         spill = HIPPOCAMPUS_LOG_PER_CORTEX * cortex + HIPPOCAMPUS_LOG_PER_VENTRICLES * ventricles
         hippocampi = [
@@ -414,7 +420,9 @@ class Renderer:
             flow = flow + self._sample(flow, self._identity + flow.permute(0, 2, 3, 4, 1), "border")
         return flow
 
-    def true_volumes(self, anatomy: Anatomy, flow: torch.Tensor, lesions: torch.Tensor | None = None) -> dict[str, float]:
+    def true_volumes(
+        self, anatomy: Anatomy, flow: torch.Tensor, lesions: torch.Tensor | None = None
+    ) -> dict[str, float]:
         """Integrals of the warped region maps, mL of the person's head."""
         scale = float(np.prod(anatomy.size))
         grid = self._region_grid + self._sample(flow, self._region_grid, "border").permute(0, 2, 3, 4, 1)
@@ -447,7 +455,6 @@ class Renderer:
         Rendered
             int16 voxels in the stored axis order, affine to scanner millimetres (RAS), true volumes (mL).
         """
-        torch = self._torch
         rng = np.random.default_rng([scan.seed, 3])
         flow = self.displacement(anatomy)
         lesions = self._lesions(anatomy)
@@ -459,6 +466,7 @@ class Renderer:
         base = np.array([to_template[i, 3] for i in range(3)])
 
         def grid_of(size: tuple[int, ...]) -> torch.Tensor:
+            torch = self._torch
             lines = [np.linspace(0, n - 1, m, dtype=np.float32) for n, m in zip(shape, size, strict=True)]
             channels = []
             for i in (2, 1, 0):
@@ -469,7 +477,7 @@ class Renderer:
             return torch.stack(channels)[None]
 
         def enlarge(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.interpolate(tensor, size=shape, mode="trilinear", align_corners=True)
+            return self._torch.nn.functional.interpolate(tensor, size=shape, mode="trilinear", align_corners=True)
 
         # The displacement is smooth: read it on a grid of the velocity's coarseness, then enlarge (five times faster).
         extent = [n * zoom for n, zoom in zip(shape, scan.zooms_mm, strict=True)]
@@ -479,9 +487,12 @@ class Renderer:
         image = self._sample(self._head, grid)[0, 0]
         if lesions is not None:
             fine = grid_of(tuple(int(np.ceil(length / 3.0)) + 1 for length in extent))
-            fine = (fine + torch.nn.functional.interpolate(
-                moved, size=fine.shape[2:], mode="trilinear", align_corners=True
-            )).permute(0, 2, 3, 4, 1)
+            fine = (
+                fine
+                + self._torch.nn.functional.interpolate(
+                    moved, size=fine.shape[2:], mode="trilinear", align_corners=True
+                )
+            ).permute(0, 2, 3, 4, 1)
             dark = (self._sample(self._regions[:, 3:], fine) * self._sample(lesions, fine)).clamp(0, 1)
             image *= 1.0 - 0.42 * enlarge(dark)[0, 0]
         values = image.numpy()
@@ -515,11 +526,11 @@ def _head_matrix(anatomy: Anatomy, scan: Scan) -> FloatArray:
     return matrix
 
 
-def _scanner_grid(scan: Scan) -> tuple[tuple[int, int, int], FloatArray]:
+def _scanner_grid(scan: Scan) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Shape and affine of the stored voxel grid."""
     letters = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
     cover_mm = (172.0, 212.0, 186.0)
-    affine = np.eye(4)
+    affine: NDArray[np.float64] = np.eye(4)
     affine[:3, :3] = 0.0
     shape = []
     for k, letter in enumerate(scan.axis_codes):
@@ -539,5 +550,6 @@ def renderer_of(folder: Path) -> Renderer:
     key = os.fspath(folder)
     if key not in _PROCESS:
         keep_memory()
+        _PROCESS.clear()  # one template at a time: they are large
         _PROCESS[key] = Renderer(folder)
     return _PROCESS[key]

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (the table below is read as a table)
 """Planted faults and their answer key.
 
 Every fault sits on an *extra* person beyond ``simulate.participants`` (one session, one image, unless said otherwise), so
@@ -124,18 +125,37 @@ def table_fault(reason: str, file: str, detail: str = "") -> Fault:
 # Which planted reasons need a person of their own, per cohort (OASIS: per release).
 PLANTED: dict[str, tuple[str, ...]] = {
     "ADNI": (
-        "ID_UNPARSABLE", "IMAGE_WITHOUT_FILE", "QC_FAIL", "DIAGNOSIS_CONFLICT", "DATE_IN_FUTURE", "VISCODE_UNKNOWN",
-        "IMAGE_UNREADABLE", "IMAGE_TOO_THICK", "CROSS_COHORT_DUPLICATE",
+        "ID_UNPARSABLE",
+        "IMAGE_WITHOUT_FILE",
+        "QC_FAIL",
+        "DIAGNOSIS_CONFLICT",
+        "DATE_IN_FUTURE",
+        "VISCODE_UNKNOWN",
+        "IMAGE_UNREADABLE",
+        "IMAGE_TOO_THICK",
+        "CROSS_COHORT_DUPLICATE",
     ),
     "NACC": (
-        "FILE_WITHOUT_RECORD", "NOT_T1", "NO_VISIT_IN_WINDOW", "DIAGNOSIS_OUT_OF_SCOPE", "SEX_MISSING",
-        "DATE_UNPARSABLE", "SENTINEL_UNKNOWN", "KNOWN_BAD_CONVERSION", "CROSS_COHORT_DUPLICATE",
+        "FILE_WITHOUT_RECORD",
+        "NOT_T1",
+        "NO_VISIT_IN_WINDOW",
+        "DIAGNOSIS_OUT_OF_SCOPE",
+        "SEX_MISSING",
+        "DATE_UNPARSABLE",
+        "SENTINEL_UNKNOWN",
+        "KNOWN_BAD_CONVERSION",
+        "CROSS_COHORT_DUPLICATE",
     ),
     "OASIS-1": ("AMBIGUOUS_FILE", "DERIVED_VARIANT", "AGE_OUT_OF_RANGE"),
     "OASIS-2": ("VALUE_OUT_OF_RANGE", "IMAGE_TRUNCATED"),
     "AIBL": (
-        "ID_NOT_IN_CLINICAL", "DUPLICATE_KEY_IDENTICAL", "DUPLICATE_KEY_CONFLICT", "NO_DIAGNOSIS", "AGE_INCONSISTENT",
-        "IMAGE_BAD_AFFINE", "CSV_BAD_LINE",
+        "ID_NOT_IN_CLINICAL",
+        "DUPLICATE_KEY_IDENTICAL",
+        "DUPLICATE_KEY_CONFLICT",
+        "NO_DIAGNOSIS",
+        "AGE_INCONSISTENT",
+        "IMAGE_BAD_AFFINE",
+        "CSV_BAD_LINE",
     ),
     "MIRIAD": ("DUPLICATE_IMAGE_BYTES", "AGE_MISSING", "SEX_CONFLICT", "IMAGE_NOT_3D", "IMAGE_EMPTY"),
-}  # fmt: skip
+}

@@ -1,7 +1,7 @@
 """Simulated people: a latent severity drives the image and the tests, which are independent of each other given it.
 
-One number, the severity ``s`` (about .15 in normal cognition, .5 in mild impairment, .85 in Alzheimer's dementia), grows
-with time. The image shows ``a = s + noise``, the tests show ``z = s + other noise``; so image and record each add
+One number, the severity ``s`` (about .15 in normal cognition, .5 in mild impairment, .85 in Alzheimer's dementia),
+grows with time. The image shows ``a = s + noise``, the tests show ``z = s + other noise``; so image and record each add
 something that the other does not hold, and the best possible accuracy of each is known.
 """
 
@@ -118,7 +118,7 @@ class Person:
         shown = self.severity_at(years) + self.image_offset + IMAGE_SPREAD_SESSION * rng.standard_normal()
         age = (self.baseline - self.birth).days / DAYS_PER_YEAR + years
         older, worse = age - 73.0, shown - CLASS_SEVERITY["NC"]
-        normal = np.log(NORMAL_VENTRICLES_ML / TEMPLATE_VENTRICLES_ML) - np.log(0.88)
+        normal = np.log(NORMAL_VENTRICLES_ML / TEMPLATE_VENTRICLES_ML) - np.log(0.86)
         left, right = self.hippocampus_offsets
         shrink = -0.46 * worse - 0.004 * older
         anatomy = Anatomy(
@@ -154,12 +154,20 @@ def draw_person(
 
     Parameters
     ----------
+    cohort, index, subject, fault
+        Who it is: the cohort, the place in it, the native id and the planted fault, if any.
+    baseline_class
+        NC, IMCI, MCI or AD.
     seed
         The cohort's seed; the person's own follows from it and the index.
     female, carriers, progressing
         Probabilities of being female, of carrying an APOE e4 allele, and (mild impairment only) of progressing.
     age, education
         Mean and standard deviation, years.
+    age_limits, baseline_years
+        Where ages are cut off; first and last calendar year of baseline visits.
+    sites
+        Number of scanning sites.
     """
     own = seed_of(seed, cohort, "fault" if fault else "person", fault or index)
     rng = np.random.default_rng(own)
@@ -168,15 +176,18 @@ def draw_person(
     change = ANNUAL_CHANGE[baseline_class] * float(rng.uniform(0.5, 1.5))
     progresses = rng.random() < progressing
     if baseline_class == "MCI" and progresses:
-        severity, change = min(severity + 0.05, DEMENTIA_FROM - 0.03), float(PROGRESSION_PER_YEAR * rng.uniform(1.0, 1.5))
+        severity, change = (
+            min(severity + 0.05, DEMENTIA_FROM - 0.03),
+            float(PROGRESSION_PER_YEAR * rng.uniform(1.0, 1.5)),
+        )
     elif baseline_class == "MCI":
         severity = min(severity, DEMENTIA_FROM)
     years = float(np.clip(age[0] + age[1] * rng.standard_normal(), *age_limits))
     year = int(rng.integers(baseline_years[0], baseline_years[1] + 1))
     baseline = dt.date(year, int(rng.integers(1, 13)), int(rng.integers(1, 29)))
     alleles = [4 if rng.random() < carriers * 0.62 else (2 if rng.random() < 0.08 else 3) for _ in range(2)]
-    size = (0.945 if sex == "F" else 0.985) * (1.0 + 0.025 * rng.standard_normal())
-    own_hippocampus = 0.075 * rng.standard_normal()
+    size = (0.930 if sex == "F" else 0.970) * (1.0 + 0.025 * rng.standard_normal())
+    own_hippocampus = 0.045 * rng.standard_normal()
     return Person(
         cohort=cohort,
         index=index,
@@ -195,10 +206,10 @@ def draw_person(
         baseline=baseline,
         image_offset=float(IMAGE_SPREAD_PERSON * rng.standard_normal()),
         cognition_offset=float(COGNITION_SPREAD_PERSON * rng.standard_normal()),
-        ventricle_offset=float(0.16 * rng.standard_normal()),
+        ventricle_offset=float(0.11 * rng.standard_normal()),
         hippocampus_offsets=(
-            float(own_hippocampus + 0.06 * rng.standard_normal()),
-            float(own_hippocampus + 0.06 * rng.standard_normal()),
+            float(own_hippocampus + 0.05 * rng.standard_normal()),
+            float(own_hippocampus + 0.05 * rng.standard_normal()),
         ),
         brain_offset=float(0.006 * rng.standard_normal()),
         lesion_offset=float(0.22 * rng.standard_normal()),
@@ -211,7 +222,12 @@ def _boxes(global_score: float, rng: np.random.Generator) -> tuple[float, ...]:
     """Six CDR box scores that agree with the global score (memory is the leading box)."""
     if global_score == 0.0:
         return (0.0, 0.0, 0.0, 0.0, 0.5 if rng.random() < 0.06 else 0.0, 0.0)
-    choices = {0.5: (0.0, 0.5, 0.5, 1.0), 1.0: (0.5, 1.0, 1.0, 1.0), 2.0: (1.0, 2.0, 2.0, 2.0), 3.0: (2.0, 3.0, 3.0, 3.0)}
+    choices = {
+        0.5: (0.0, 0.5, 0.5, 1.0),
+        1.0: (0.5, 1.0, 1.0, 1.0),
+        2.0: (1.0, 2.0, 2.0, 2.0),
+        3.0: (2.0, 3.0, 3.0, 3.0),
+    }
     # At most two boxes of a 0.5 person reach 1, so that the sum stays below 4.5.
     others = [float(rng.choice(choices[global_score])) for _ in range(5)]
     if global_score == 0.5:
@@ -255,7 +271,9 @@ def draw_scores(cognition: float, education: int, rng: np.random.Generator, cdr_
     )
 
 
-def add_visit(person: Person, code: str, months: float, *, cdr_global: float | None = None, jitter_days: int = 14) -> Visit:
+def add_visit(
+    person: Person, code: str, months: float, *, cdr_global: float | None = None, jitter_days: int = 14
+) -> Visit:
     """Append a visit ``months`` after baseline (give or take ``jitter_days``) to the person and return it."""
     rng = np.random.default_rng(seed_of(person.seed, "visit", code, months))
     shift = 0 if months == 0 or jitter_days == 0 else int(rng.integers(-jitter_days, jitter_days + 1))
@@ -288,7 +306,12 @@ def draw_scan(
 ) -> Scan:
     """The scanner of the person's site on the day of a session."""
     site = np.random.default_rng(seed_of(person.cohort, "site", person.site))
-    bias, gamma, noise, gain = site.uniform(0.08, 0.2), site.uniform(0.85, 1.2), site.uniform(0.012, 0.03), site.uniform(0.4, 1.6)
+    bias, gamma, noise, gain = (
+        site.uniform(0.08, 0.2),
+        site.uniform(0.85, 1.2),
+        site.uniform(0.012, 0.03),
+        site.uniform(0.4, 1.6),
+    )
     rng = np.random.default_rng(seed_of(person.seed, "scan", session))
     rotation = rng.normal(0.0, (5.0, 3.0, 3.0)).clip(-12, 12)
     translation = rng.normal(0.0, (2.0, 4.0, 4.0)).clip(-9, 9)
@@ -311,11 +334,22 @@ def draw_labs(person: Person) -> dict[str, float]:
     """Laboratory results, US conventional units, keyed by LABDATA code."""
     rng = np.random.default_rng(seed_of(person.seed, "labs"))
     normal = {
-        "AXT117": (2.1, 0.9, 2), "BAT126": (480, 160, 0), "HMT3": (4.6, 0.4, 2), "HMT7": (6.4, 1.6, 2),
-        "HMT13": (240, 55, 0), "HMT40": (14.1, 1.2, 1), "HMT100": (30.4, 1.6, 1), "HMT102": (33.6, 0.8, 1),
-        "RCT4": (21, 7, 0), "RCT5": (23, 6, 0), "RCT6": (18, 5, 0), "RCT11": (98, 15, 0), "RCT19": (135, 50, 0),
-        "RCT20": (196, 36, 0), "RCT392": (0.95, 0.2, 2),
-    }  # fmt: skip
+        "AXT117": (2.1, 0.9, 2),
+        "BAT126": (480, 160, 0),
+        "HMT3": (4.6, 0.4, 2),
+        "HMT7": (6.4, 1.6, 2),
+        "HMT13": (240, 55, 0),
+        "HMT40": (14.1, 1.2, 1),
+        "HMT100": (30.4, 1.6, 1),
+        "HMT102": (33.6, 0.8, 1),
+        "RCT4": (21, 7, 0),
+        "RCT5": (23, 6, 0),
+        "RCT6": (18, 5, 0),
+        "RCT11": (98, 15, 0),
+        "RCT19": (135, 50, 0),
+        "RCT20": (196, 36, 0),
+        "RCT392": (0.95, 0.2, 2),
+    }
     return {
         code: round(float(max(mean + sd * rng.standard_normal(), mean * 0.3)), digits)
         for code, (mean, sd, digits) in normal.items()

@@ -21,14 +21,19 @@ Truths = Mapping[str, Mapping[str, Any]]
 class Plan:
     """What a cohort's tree will hold.
 
-    ``write_tables(root, truths)`` writes the clinical tables once the images are made, because some tables quote volumes
-    measured on them; ``truths`` maps native image keys to rows of the truth table.
+    ``write_tables(root, truths)`` writes the clinical tables once the images are made, because some tables quote
+    volumes measured on them; ``truths`` maps native image keys to rows of the truth table.
     """
 
     jobs: list[Job]
     write_tables: Callable[[Path, Truths], None]
     faults: list[Fault] = field(default_factory=list)
     people: int = 0
+
+
+def names(text: str) -> list[str]:
+    """Column names that are written in one string, separated by blanks: as long as real tables are."""
+    return text.split()
 
 
 def write_table(

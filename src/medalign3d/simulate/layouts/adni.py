@@ -1,21 +1,22 @@
 """ADNI as LONI's image archive ships it: PTID/series/date/I<uid>/ and flat clinical tables with a date suffix.
 
-Column names and codes follow the ADNI data dictionary (DATADIC) and ADNIMERGE. Of the archive's metadata download (one XML
-per image) nothing is written; people have one scan per visit, either a processed ``.nii`` or an original DICOM series.
+Column names and codes follow the ADNI data dictionary (DATADIC) and ADNIMERGE. Of the archive's metadata download (one
+XML per image) nothing is written; people have one scan per visit, either a processed ``.nii`` or an original DICOM
+series.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from medalign3d.params import Params
 from medalign3d.simulate.faults import PLANTED, Fault, image_fault, visit_fault
 from medalign3d.simulate.images import Job
-from medalign3d.simulate.layouts import Plan, Truths, write_table
+from medalign3d.simulate.layouts import Plan, Truths, names, write_table
 from medalign3d.simulate.records import (
     DAYS_PER_YEAR,
     Person,
@@ -30,7 +31,7 @@ from medalign3d.simulate.records import (
     us_date,
 )
 
-COHORT = "ADNI"
+COHORT: Final = "ADNI"
 # The class mix is flatter than ADNI's own (.39/.42/.19), so that small simulated cohorts have dementia to learn from.
 SHARES = {"NC": 0.35, "MCI": 0.37, "AD": 0.28}
 PROFILE: dict[str, dict[str, Any]] = {
@@ -46,27 +47,31 @@ PHASES = {
 SITES = ("002", "005", "011", "023", "036", "067", "116", "127")
 DX_NAMES = {"NC": "CN", "MCI": "MCI", "AD": "Dementia"}
 DX_CODES = {"NC": "1", "MCI": "2", "AD": "3"}
+# The mask-based tissue count holds the cerebellum and half of the sulcal fluid; FreeSurfer's whole brain does not.
+CEREBRUM_SHARE = 0.74
 SUFFIX = "_17Nov2024"
 COLLECTION = "MedAlign3D_T1_11_17_2024.csv"
 QC_TABLE = "MAYOADIRL_MRI_IMAGEQC_12_08_15.csv"
 
-_BASELINE_COLUMNS = (
-    "CDRSB ADAS11 ADAS13 ADASQ4 MMSE RAVLT_immediate RAVLT_learning RAVLT_forgetting RAVLT_perc_forgetting LDELTOTAL_BL "
-    "DIGITSCOR TRABSCOR FAQ mPACCdigit mPACCtrailsB FLDSTRENG FSVERSION IMAGEUID Ventricles Hippocampus WholeBrain "
-    "Entorhinal Fusiform MidTemp ICV MOCA EcogPtMem EcogPtTotal EcogSPMem EcogSPTotal ABETA TAU PTAU FDG PIB AV45 FBB"
-).split()
+_BASELINE_COLUMNS = names(
+    "CDRSB ADAS11 ADAS13 ADASQ4 MMSE RAVLT_immediate RAVLT_learning RAVLT_forgetting "
+    "RAVLT_perc_forgetting LDELTOTAL_BL DIGITSCOR TRABSCOR FAQ mPACCdigit mPACCtrailsB FLDSTRENG "
+    "FSVERSION IMAGEUID Ventricles Hippocampus WholeBrain Entorhinal Fusiform MidTemp ICV MOCA EcogPtMem "
+    "EcogPtTotal EcogSPMem EcogSPTotal ABETA TAU PTAU FDG PIB AV45 FBB"
+)
 ADNIMERGE_COLUMNS = [
-    *(
-        "RID COLPROT ORIGPROT PTID SITE VISCODE EXAMDATE DX_bl AGE PTGENDER PTEDUCAT PTETHCAT PTRACCAT PTMARRY APOE4 FDG "
-        "PIB AV45 FBB ABETA TAU PTAU CDRSB ADAS11 ADAS13 ADASQ4 MMSE RAVLT_immediate RAVLT_learning RAVLT_forgetting "
-        "RAVLT_perc_forgetting LDELTOTAL DIGITSCOR TRABSCOR FAQ MOCA EcogPtMem EcogPtLang EcogPtVisspat EcogPtPlan "
-        "EcogPtOrgan EcogPtDivatt EcogPtTotal EcogSPMem EcogSPLang EcogSPVisspat EcogSPPlan EcogSPOrgan EcogSPDivatt "
-        "EcogSPTotal FLDSTRENG FSVERSION IMAGEUID Ventricles Hippocampus WholeBrain Entorhinal Fusiform MidTemp ICV DX "
-        "mPACCdigit mPACCtrailsB EXAMDATE_bl"
-    ).split(),
+    *names(
+        "RID COLPROT ORIGPROT PTID SITE VISCODE EXAMDATE DX_bl AGE PTGENDER PTEDUCAT PTETHCAT PTRACCAT "
+        "PTMARRY APOE4 FDG PIB AV45 FBB ABETA TAU PTAU CDRSB ADAS11 ADAS13 ADASQ4 MMSE RAVLT_immediate "
+        "RAVLT_learning RAVLT_forgetting RAVLT_perc_forgetting LDELTOTAL DIGITSCOR TRABSCOR FAQ MOCA "
+        "EcogPtMem EcogPtLang EcogPtVisspat EcogPtPlan EcogPtOrgan EcogPtDivatt EcogPtTotal EcogSPMem "
+        "EcogSPLang EcogSPVisspat EcogSPPlan EcogSPOrgan EcogSPDivatt EcogSPTotal FLDSTRENG FSVERSION "
+        "IMAGEUID Ventricles Hippocampus WholeBrain Entorhinal Fusiform MidTemp ICV DX mPACCdigit "
+        "mPACCtrailsB EXAMDATE_bl"
+    ),
     *(f"{name}_bl" if not name.endswith("_BL") else name for name in _BASELINE_COLUMNS),
-    *"Years_bl Month_bl Month M update_stamp".split(),
-]  # fmt: skip
+    *names("Years_bl Month_bl Month M update_stamp"),
+]
 
 
 def _viscode(months: int) -> str:
@@ -152,7 +157,9 @@ def _job(params: Params, person: Person, visit: Visit, uid: int) -> tuple[Job, d
     zoom = params.simulate.zooms_mm
     zooms = (zoom, zoom, 5.0) if person.fault == "IMAGE_TOO_THICK" else (zoom, zoom, zoom)
     scan = draw_scan(person, visit.code, axis_codes="PIR", zooms_mm=zooms)
-    anatomy, shown = person.anatomy_at((date - person.baseline).days / DAYS_PER_YEAR if shift > -60 and date.year < 2050 else 0.0, visit.code)
+    anatomy, shown = person.anatomy_at(
+        (date - person.baseline).days / DAYS_PER_YEAR if shift > -60 and date.year < 2050 else 0.0, visit.code
+    )
     stamp = f"{date:%Y-%m-%d}_{int(rng.integers(8, 18)):02d}_{int(rng.integers(60)):02d}_{int(rng.integers(60)):02d}.0"
     series = uid // 2 + 1000
     folder = f"ADNI/{person.subject}/{description}/{stamp}/I{uid}"
@@ -176,14 +183,25 @@ def _job(params: Params, person: Person, visit: Visit, uid: int) -> tuple[Job, d
         anatomy, scan = twin_anatomy(params.simulate.seed), twin_scan(params.simulate.seed, zoom)
     if dicom:
         job = Job(
-            key, person.subject, folder, "dicom", anatomy, scan, truth,
+            key,
+            person.subject,
+            folder,
+            "dicom",
+            anatomy,
+            scan,
+            truth,
             header={
-                "PatientID": person.subject, "PatientSex": person.sex, "StudyDate": f"{date:%Y%m%d}", "SeriesNumber": 3,
-                "SeriesDescription": description.replace("_", " "), "Manufacturer": "SIEMENS",
-                "MagneticFieldStrength": person.extra["field"], "ImageUid": key,
+                "PatientID": person.subject,
+                "PatientSex": person.sex,
+                "StudyDate": f"{date:%Y%m%d}",
+                "SeriesNumber": 3,
+                "SeriesDescription": description.replace("_", " "),
+                "Manufacturer": "SIEMENS",
+                "MagneticFieldStrength": person.extra["field"],
+                "ImageUid": key,
             },
             file_pattern=f"ADNI_{person.subject}_MR_{description}_br_raw_{created}_{{slice}}_S{series}_I{uid}.dcm",
-        )  # fmt: skip
+        )
     else:
         kind = "Br" if processed else "br_raw"
         name = f"ADNI_{person.subject}_MR_{description}_{kind}_{created}_S{series}_I{uid}.nii"
@@ -259,27 +277,53 @@ def _write_tables(root: Path, people: list[Person], listed: list[dict[str, Any]]
     tables: dict[str, tuple[list[str], list[dict[str, str]]]] = {
         "ADNIMERGE": (ADNIMERGE_COLUMNS, []),
         "DXSUM": (
-            "PHASE PTID RID VISCODE VISCODE2 EXAMDATE DXCURREN DXCHANGE DXNORM DXMCI DXAD DXDDUE DIAGNOSIS SITEID USERDATE"
-            .split(), []),
+            names(
+                "PHASE PTID RID VISCODE VISCODE2 EXAMDATE DXCURREN DXCHANGE DXNORM DXMCI DXAD DXDDUE "
+                "DIAGNOSIS SITEID USERDATE"
+            ),
+            [],
+        ),
         "CDR": (
-            "PHASE PTID RID VISCODE VISCODE2 VISDATE CDSOURCE CDMEMORY CDORIENT CDJUDGE CDCOMMUN CDHOME CDCARE CDGLOBAL CDRSB "
-            "SITEID USERDATE".split(), []),
-        "MMSE": ("PHASE PTID RID VISCODE VISCODE2 VISDATE MMDATE MMYEAR MMSCORE SITEID USERDATE".split(), []),
+            names(
+                "PHASE PTID RID VISCODE VISCODE2 VISDATE CDSOURCE CDMEMORY CDORIENT CDJUDGE CDCOMMUN "
+                "CDHOME CDCARE CDGLOBAL CDRSB SITEID USERDATE"
+            ),
+            [],
+        ),
+        "MMSE": (names("PHASE PTID RID VISCODE VISCODE2 VISDATE MMDATE MMYEAR MMSCORE SITEID USERDATE"), []),
         "NEUROBAT": (
-            "PHASE PTID RID VISCODE VISCODE2 VISDATE LIMMTOTAL LIMMEND LDELTOTAL LDELCUE LDELBEGIN TRAASCOR TRABSCOR BNTTOTAL SITEID "
-            "USERDATE".split(), []),
+            names(
+                "PHASE PTID RID VISCODE VISCODE2 VISDATE LIMMTOTAL LIMMEND LDELTOTAL LDELCUE LDELBEGIN "
+                "TRAASCOR TRABSCOR BNTTOTAL SITEID USERDATE"
+            ),
+            [],
+        ),
         "PTDEMOG": (
-            "PHASE PTID RID VISCODE VISCODE2 VISDATE PTGENDER PTDOB PTDOBYY PTDOBMM PTHAND PTMARRY PTEDUCAT PTETHCAT PTRACCAT SITEID "
-            "USERDATE".split(), []),
-        "APOERES": ("PHASE PTID RID VISCODE VISCODE2 APTESTDT APGEN1 APGEN2 GENOTYPE SITEID".split(), []),
+            names(
+                "PHASE PTID RID VISCODE VISCODE2 VISDATE PTGENDER PTDOB PTDOBYY PTDOBMM PTHAND PTMARRY "
+                "PTEDUCAT PTETHCAT PTRACCAT SITEID USERDATE"
+            ),
+            [],
+        ),
+        "APOERES": (names("PHASE PTID RID VISCODE VISCODE2 APTESTDT APGEN1 APGEN2 GENOTYPE SITEID"), []),
         "LABDATA": (
-            "PHASE PTID RID VISCODE VISCODE2 EXAMDATE AXT117 BAT126 HMT3 HMT7 HMT13 HMT40 HMT100 HMT102 RCT4 RCT5 RCT6 RCT11 "
-            "RCT19 RCT20 RCT392 SITEID".split(), []),
-        "MRI3META": ("PHASE PTID RID VISCODE VISCODE2 EXAMDATE FIELD_STRENGTH MMCONDCT MMSMPRAGE MMRMPRAGE SITEID".split(), []),
-        "MRIMETA": ("PHASE PTID RID VISCODE VISCODE2 EXAMDATE FIELD_STRENGTH MMCONDCT MMSMPRAGE MMRMPRAGE SITEID".split(), []),
-        "REGISTRY": ("PHASE PTID RID VISCODE VISCODE2 EXAMDATE PTSTATUS RGCONDCT VISTYPE SITEID USERDATE".split(), []),
-        "MPRAGEMETA": ("SubjectID Visit MagStrength Sequence ScanDate StudyID SeriesID ImageUID Orig/Proc".split(), []),
-    }  # fmt: skip
+            names(
+                "PHASE PTID RID VISCODE VISCODE2 EXAMDATE AXT117 BAT126 HMT3 HMT7 HMT13 HMT40 HMT100 "
+                "HMT102 RCT4 RCT5 RCT6 RCT11 RCT19 RCT20 RCT392 SITEID"
+            ),
+            [],
+        ),
+        "MRI3META": (
+            names("PHASE PTID RID VISCODE VISCODE2 EXAMDATE FIELD_STRENGTH MMCONDCT MMSMPRAGE MMRMPRAGE SITEID"),
+            [],
+        ),
+        "MRIMETA": (
+            names("PHASE PTID RID VISCODE VISCODE2 EXAMDATE FIELD_STRENGTH MMCONDCT MMSMPRAGE MMRMPRAGE SITEID"),
+            [],
+        ),
+        "REGISTRY": (names("PHASE PTID RID VISCODE VISCODE2 EXAMDATE PTSTATUS RGCONDCT VISTYPE SITEID USERDATE"), []),
+        "MPRAGEMETA": (names("SubjectID Visit MagStrength Sequence ScanDate StudyID SeriesID ImageUID Orig/Proc"), []),
+    }
     quality: list[dict[str, str]] = []
     for person in people:
         _person_rows(person, {name: rows for name, (_, rows) in tables.items()}, quality, truths)
@@ -287,7 +331,7 @@ def _write_tables(root: Path, people: list[Person], listed: list[dict[str, Any]]
         write_table(clinical / f"{name}{SUFFIX}.csv", columns, rows, quote_all=True)
     write_table(
         clinical / QC_TABLE,
-        "RID loni_study loni_series loni_image series_date series_type series_quality series_selected".split(),
+        names("RID loni_study loni_series loni_image series_date series_type series_quality series_selected"),
         quality,
         quote_all=True,
     )
@@ -335,24 +379,48 @@ def _person_rows(
         row = common(visit) | {"EXAMDATE": date, "DIAGNOSIS": DX_CODES[diagnosis], "USERDATE": date}
         if phase == "ADNI1":
             row |= {"DXCURREN": DX_CODES[diagnosis], "DXCHANGE": "-4"}
-            row |= {name: "1" if diagnosis == key else "-4" for name, key in (("DXNORM", "NC"), ("DXMCI", "MCI"), ("DXAD", "AD"))}
+            row |= {
+                name: "1" if diagnosis == key else "-4"
+                for name, key in (("DXNORM", "NC"), ("DXMCI", "MCI"), ("DXAD", "AD"))
+            }
         elif phase == "ADNI2":
-            changes = {("NC", "NC"): "1", ("MCI", "MCI"): "2", ("AD", "AD"): "3", ("NC", "MCI"): "4", ("MCI", "AD"): "5", ("NC", "AD"): "6"}
+            changes = {
+                ("NC", "NC"): "1",
+                ("MCI", "MCI"): "2",
+                ("AD", "AD"): "3",
+                ("NC", "MCI"): "4",
+                ("MCI", "AD"): "5",
+                ("NC", "AD"): "6",
+            }
             row |= {"DXCURREN": "-4", "DXCHANGE": changes[(previous or diagnosis, diagnosis)]}
         tables["DXSUM"].append(row)
         previous = diagnosis
         tables["REGISTRY"].append(
-            common(visit) | {"EXAMDATE": date, "PTSTATUS": "2" if visit.months == 0 else "1", "RGCONDCT": "1", "VISTYPE": "1"}
+            common(visit)
+            | {"EXAMDATE": date, "PTSTATUS": "2" if visit.months == 0 else "1", "RGCONDCT": "1", "VISTYPE": "1"}
         )
         if done:
             assert scores.cdr_boxes is not None
-            boxes = dict(zip(("CDMEMORY", "CDORIENT", "CDJUDGE", "CDCOMMUN", "CDHOME", "CDCARE"), map(text, scores.cdr_boxes), strict=True))
+            boxes = dict(
+                zip(
+                    ("CDMEMORY", "CDORIENT", "CDJUDGE", "CDCOMMUN", "CDHOME", "CDCARE"),
+                    map(text, scores.cdr_boxes),
+                    strict=True,
+                )
+            )
             tables["CDR"].append(
                 common(visit, screening)
-                | {"VISDATE": screening_date, "CDSOURCE": "1", "CDGLOBAL": text(scores.cdr_global), "CDRSB": text(scores.cdr_sum), **boxes}
+                | {
+                    "VISDATE": screening_date,
+                    "CDSOURCE": "1",
+                    "CDGLOBAL": text(scores.cdr_global),
+                    "CDRSB": text(scores.cdr_sum),
+                    **boxes,
+                }
             )
             tables["MMSE"].append(
-                common(visit, screening) | {"VISDATE": screening_date, "MMDATE": "1", "MMYEAR": "1", "MMSCORE": text(scores.mmse)}
+                common(visit, screening)
+                | {"VISDATE": screening_date, "MMDATE": "1", "MMYEAR": "1", "MMSCORE": text(scores.mmse)}
             )
         tables["NEUROBAT"].append(
             common(visit)
@@ -370,49 +438,90 @@ def _person_rows(
         years = (visit.date - baseline.date).days / DAYS_PER_YEAR
         merged.append(
             {
-                "RID": rid, "COLPROT": phase, "ORIGPROT": phase, "PTID": person.subject, "SITE": site, "VISCODE": visit.code,
-                "EXAMDATE": date, "DX_bl": person.extra["dx_bl"], "AGE": f"{baseline.age:.1f}",
-                "PTGENDER": "Female" if female else "Male", "PTEDUCAT": education, "PTETHCAT": "Not Hisp/Latino",
-                "PTRACCAT": "White", "PTMARRY": "Married", "APOE4": str(e4), "CDRSB": text(scores.cdr_sum) if done else "",
+                "RID": rid,
+                "COLPROT": phase,
+                "ORIGPROT": phase,
+                "PTID": person.subject,
+                "SITE": site,
+                "VISCODE": visit.code,
+                "EXAMDATE": date,
+                "DX_bl": person.extra["dx_bl"],
+                "AGE": f"{baseline.age:.1f}",
+                "PTGENDER": "Female" if female else "Male",
+                "PTEDUCAT": education,
+                "PTETHCAT": "Not Hisp/Latino",
+                "PTRACCAT": "White",
+                "PTMARRY": "Married",
+                "APOE4": str(e4),
+                "CDRSB": text(scores.cdr_sum) if done else "",
                 "ABETA": str(rng.choice([">1700", "<200", "1021.4", "655.2", "874.9"])),
-                "TAU": str(rng.choice(["<80", "231.5", "310.2", ">1300"])), "PTAU": str(rng.choice(["<8", "21.6", "33.1", ">120"])),
-                "ADAS13": text(round(scores.adas13, 2)) if done else "", "MMSE": text(scores.mmse) if done else "",
-                "LDELTOTAL": text(scores.lm_delayed) if with_memory else "", "FAQ": text(scores.faq) if done else "",
+                "TAU": str(rng.choice(["<80", "231.5", "310.2", ">1300"])),
+                "PTAU": str(rng.choice(["<8", "21.6", "33.1", ">120"])),
+                "ADAS13": text(round(scores.adas13, 2)) if done else "",
+                "MMSE": text(scores.mmse) if done else "",
+                "LDELTOTAL": text(scores.lm_delayed) if with_memory else "",
+                "FAQ": text(scores.faq) if done else "",
                 "MOCA": text(scores.moca) if done and phase != "ADNI1" else "",
-                "FLDSTRENG": "" if scan is None else ("1.5 Tesla MRI" if person.extra["field"] == "1.5" else "3 Tesla MRI"),
-                "FSVERSION": "" if scan is None else "Cross-Sectional FreeSurfer (FreeSurfer Version 4.3)"
-                if phase == "ADNI1" else "Cross-Sectional FreeSurfer (5.1)" if scan is not None else "",
-                "IMAGEUID": "" if scan is None else str(scan["uid"]), "DX": dx_name, "EXAMDATE_bl": baseline.date.isoformat(),
-                "Years_bl": f"{years:.5f}", "Month_bl": f"{years * 12:.4f}", "Month": text(visit.months), "M": text(visit.months),
+                "FLDSTRENG": ""
+                if scan is None
+                else ("1.5 Tesla MRI" if person.extra["field"] == "1.5" else "3 Tesla MRI"),
+                "FSVERSION": ""
+                if scan is None
+                else "Cross-Sectional FreeSurfer (FreeSurfer Version 4.3)"
+                if phase == "ADNI1"
+                else "Cross-Sectional FreeSurfer (5.1)"
+                if scan is not None
+                else "",
+                "IMAGEUID": "" if scan is None else str(scan["uid"]),
+                "DX": dx_name,
+                "EXAMDATE_bl": baseline.date.isoformat(),
+                "Years_bl": f"{years:.5f}",
+                "Month_bl": f"{years * 12:.4f}",
+                "Month": text(visit.months),
+                "M": text(visit.months),
                 "update_stamp": "2024-11-17 04:31:02.0",
             }
             | _volumes(scan, truths, rng)
-        )  # fmt: skip
+        )
         if scan is not None:
             magnet = "MRIMETA" if person.extra["field"] == "1.5" else "MRI3META"
             shown = scan["date"] if scan["date"].year < 2050 else visit.date
             tables[magnet].append(
                 common(visit, "sc" if visit.months == 0 else None)
-                | {"EXAMDATE": shown.isoformat(), "FIELD_STRENGTH": f"{person.extra['field']}T", "MMCONDCT": "1", "MMSMPRAGE": "1", "MMRMPRAGE": "-4"}
+                | {
+                    "EXAMDATE": shown.isoformat(),
+                    "FIELD_STRENGTH": f"{person.extra['field']}T",
+                    "MMCONDCT": "1",
+                    "MMSMPRAGE": "1",
+                    "MMRMPRAGE": "-4",
+                }
             )
             if phase != "ADNI3":
                 tables["MPRAGEMETA"].append(
                     {
                         "SubjectID": person.subject,
                         "Visit": "ADNI Screening" if visit.months == 0 else f"{phase} Month {int(visit.months)}",
-                        "MagStrength": person.extra["field"], "Sequence": "MPR; GradWarp; N3; Scaled", "ScanDate": shown.isoformat(),
-                        "StudyID": str(scan["series"] // 3), "SeriesID": str(scan["series"]), "ImageUID": str(scan["uid"]),
+                        "MagStrength": person.extra["field"],
+                        "Sequence": "MPR; GradWarp; N3; Scaled",
+                        "ScanDate": shown.isoformat(),
+                        "StudyID": str(scan["series"] // 3),
+                        "SeriesID": str(scan["series"]),
+                        "ImageUID": str(scan["uid"]),
                         "Orig/Proc": "Processed",
                     }
-                )  # fmt: skip
+                )
                 quality.append(
                     {
-                        "RID": rid, "loni_study": str(scan["series"] // 3), "loni_series": f"S{scan['series']}",
-                        "loni_image": scan["key"], "series_date": shown.isoformat(), "series_type": "MT1",
+                        "RID": rid,
+                        "loni_study": str(scan["series"] // 3),
+                        "loni_series": f"S{scan['series']}",
+                        "loni_image": scan["key"],
+                        "series_date": shown.isoformat(),
+                        "series_type": "MT1",
                         "series_quality": "4" if person.fault == "QC_FAIL" else str(int(rng.integers(1, 4))),
                         "series_selected": "0" if person.fault == "QC_FAIL" else "1",
                     }
-                )  # fmt: skip
+                )
     for row in merged:
         for name in _BASELINE_COLUMNS:
             source = "LDELTOTAL" if name == "LDELTOTAL_BL" else name
@@ -421,20 +530,35 @@ def _person_rows(
     if person.fault == "VISCODE_UNKNOWN":
         late = (baseline.date + dt.timedelta(days=800)).isoformat()
         tables["DXSUM"].append(
-            common(baseline) | {"VISCODE": "uns1", "VISCODE2": "uns1", "EXAMDATE": late, "DIAGNOSIS": DX_CODES[baseline.diagnosis], "USERDATE": late}
+            common(baseline)
+            | {
+                "VISCODE": "uns1",
+                "VISCODE2": "uns1",
+                "EXAMDATE": late,
+                "DIAGNOSIS": DX_CODES[baseline.diagnosis],
+                "USERDATE": late,
+            }
         )
     first = common(baseline, "sc")
     tables["PTDEMOG"].append(
         first
         | {
-            "VISDATE": baseline.date.isoformat(), "PTGENDER": "2" if female else "1", "PTDOB": f"{person.birth:%m/%Y}",
-            "PTDOBYY": str(person.birth.year), "PTDOBMM": str(person.birth.month), "PTHAND": "2" if person.handedness == "L" else "1",
-            "PTMARRY": "1", "PTEDUCAT": education or "-4", "PTETHCAT": "2", "PTRACCAT": "5",
+            "VISDATE": baseline.date.isoformat(),
+            "PTGENDER": "2" if female else "1",
+            "PTDOB": f"{person.birth:%m/%Y}",
+            "PTDOBYY": str(person.birth.year),
+            "PTDOBMM": str(person.birth.month),
+            "PTHAND": "2" if person.handedness == "L" else "1",
+            "PTMARRY": "1",
+            "PTEDUCAT": education or "-4",
+            "PTETHCAT": "2",
+            "PTRACCAT": "5",
         }
-    )  # fmt: skip
+    )
     low, high = person.apoe
     tables["APOERES"].append(
-        first | {"APTESTDT": baseline.date.isoformat(), "APGEN1": str(low), "APGEN2": str(high), "GENOTYPE": f"{low}/{high}"}
+        first
+        | {"APTESTDT": baseline.date.isoformat(), "APGEN1": str(low), "APGEN2": str(high), "GENOTYPE": f"{low}/{high}"}
     )
     labs = {code: text(value) for code, value in draw_labs(person).items()}
     if rng.random() < 0.1:
@@ -454,6 +578,6 @@ def _volumes(scan: dict[str, Any] | None, truths: Truths, rng: np.random.Generat
     return {
         "Ventricles": measured(truth["ventricles_ml"]),
         "Hippocampus": measured(truth["hippocampus_left_ml"] + truth["hippocampus_right_ml"]),
-        "WholeBrain": measured(truth["brain_ml"]),
+        "WholeBrain": measured(truth["brain_ml"] * CEREBRUM_SHARE),
         "ICV": measured(truth["icv_ml"]),
     }

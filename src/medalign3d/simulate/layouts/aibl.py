@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from medalign3d.files import write_text
 from medalign3d.params import Params
 from medalign3d.simulate.faults import PLANTED, Fault, image_fault, table_fault, visit_fault
 from medalign3d.simulate.images import Job
-from medalign3d.simulate.layouts import Plan, Truths, write_table
+from medalign3d.simulate.layouts import Plan, Truths, names, write_table
 from medalign3d.simulate.records import (
     DAYS_PER_YEAR,
     Person,
@@ -31,7 +31,7 @@ from medalign3d.simulate.records import (
     us_date,
 )
 
-COHORT = "AIBL"
+COHORT: Final = "AIBL"
 # Flatter than the cohort's own mix (.72/.13/.15), so that a small zero-shot test has all three classes.
 SHARES = {"NC": 0.46, "MCI": 0.27, "AD": 0.27}
 PROFILE: dict[str, dict[str, Any]] = {
@@ -149,43 +149,76 @@ def _job(params: Params, person: Person, visit: Visit, uid: int) -> tuple[Job, d
     }
     if dicom:
         job = Job(
-            key, person.subject, folder, "dicom", anatomy, scan, truth,
+            key,
+            person.subject,
+            folder,
+            "dicom",
+            anatomy,
+            scan,
+            truth,
             header={
-                "PatientID": person.subject, "PatientSex": person.sex, "StudyDate": f"{date:%Y%m%d}", "SeriesNumber": 2,
-                "SeriesDescription": description, "Manufacturer": "SIEMENS", "MagneticFieldStrength": 3 - 1.5 * person.site, "ImageUid": key,
+                "PatientID": person.subject,
+                "PatientSex": person.sex,
+                "StudyDate": f"{date:%Y%m%d}",
+                "SeriesNumber": 2,
+                "SeriesDescription": description,
+                "Manufacturer": "SIEMENS",
+                "MagneticFieldStrength": 3 - 1.5 * person.site,
+                "ImageUid": key,
             },
             file_pattern=f"{stem}_{{slice}}_S{series}_{key}.dcm",
-        )  # fmt: skip
+        )
     else:
         damage: Any = "bad_affine" if person.fault == "IMAGE_BAD_AFFINE" else None
-        job = Job(key, person.subject, f"{folder}/{stem}_S{series}_{key}.nii", "nifti", anatomy, scan, truth, damage=damage)
+        job = Job(
+            key, person.subject, f"{folder}/{stem}_S{series}_{key}.nii", "nifti", anatomy, scan, truth, damage=damage
+        )
     # Exam year minus birth year is all that the tables can check.
     age = int(person.age_at(date)) - (12 if person.fault == "AGE_INCONSISTENT" else 0)
     row = {
-        "Image Data ID": key, "Subject": person.subject, "Group": "Patient", "Sex": person.sex, "Age": str(age),
-        "Visit": str(1 + [code for code, _ in VISITS].index(visit.code)), "Modality": "MRI", "Description": description,
-        "Type": "Original", "Acq Date": us_date(date), "Format": "DCM" if dicom else "NiFTI", "Downloaded": "4/28/2015",
-    }  # fmt: skip
+        "Image Data ID": key,
+        "Subject": person.subject,
+        "Group": "Patient",
+        "Sex": person.sex,
+        "Age": str(age),
+        "Visit": str(1 + [code for code, _ in VISITS].index(visit.code)),
+        "Modality": "MRI",
+        "Description": description,
+        "Type": "Original",
+        "Acq Date": us_date(date),
+        "Format": "DCM" if dicom else "NiFTI",
+        "Downloaded": "4/28/2015",
+    }
     person.extra.setdefault("scans", {})[visit.code] = date
     return job, row
 
 
 def _write_extract(folder: Path, people: list[Person], spoil: bool) -> None:
     tables: dict[str, tuple[list[str], list[dict[str, str]]]] = {
-        "pdxconv": ("RID SITEID VISCODE DXNORM DXNODEP DXMCI DXMDES DXAD DXAPP DXOTHDEM DXCURREN".split(), []),
-        "mmse": ("RID SITEID VISCODE EXAMDATE MMDATE MMYEAR MMSCORE".split(), []),
-        "cdr": ("RID SITEID VISCODE EXAMDATE CDGLOBAL".split(), []),
-        "neurobat": ("RID SITEID VISCODE EXAMDATE LIMMTOTAL LDELTOTAL".split(), []),
-        "ptdemog": ("RID SITEID VISCODE PTGENDER PTDOB".split(), []),
-        "apoeres": ("RID SITEID VISCODE APTESTDT APGEN1 APGEN2".split(), []),
+        "pdxconv": (names("RID SITEID VISCODE DXNORM DXNODEP DXMCI DXMDES DXAD DXAPP DXOTHDEM DXCURREN"), []),
+        "mmse": (names("RID SITEID VISCODE EXAMDATE MMDATE MMYEAR MMSCORE"), []),
+        "cdr": (names("RID SITEID VISCODE EXAMDATE CDGLOBAL"), []),
+        "neurobat": (names("RID SITEID VISCODE EXAMDATE LIMMTOTAL LDELTOTAL"), []),
+        "ptdemog": (names("RID SITEID VISCODE PTGENDER PTDOB"), []),
+        "apoeres": (names("RID SITEID VISCODE APTESTDT APGEN1 APGEN2"), []),
         "labdata": (
-            "RID SITEID VISCODE EXAMDATE AXT117 BAT126 HMT3 HMT7 HMT13 HMT40 HMT100 HMT102 RCT6 RCT11 RCT20 RCT392".split(), []),
-        "medhist": ("RID SITEID VISCODE MHPSYCH MH2NEURL MH4CARD MH6HEPAT MH8MUSCL MH9ENDO MH10GAST MH12RENA MH16SMOK MH17MALI".split(), []),
-        "mrimeta": ("RID SITEID VISCODE EXAMDATE MMCONDCT MMSMPRAGE MMRMPRAGE".split(), []),
-        "mri3meta": ("RID SITEID VISCODE EXAMDATE MMCONDCT MMSMPRAGE MMRMPRAGE".split(), []),
-        "flutemeta": ("RID SITEID VISCODE EXAMDATE PMCONDCT FRAMES ATTENUATION SCANNER PASS".split(), []),
-        "visits": ("RID SITEID VISCODE".split(), []),
-    }  # fmt: skip
+            names(
+                "RID SITEID VISCODE EXAMDATE AXT117 BAT126 HMT3 HMT7 HMT13 HMT40 HMT100 HMT102 RCT6 RCT11 RCT20 RCT392"
+            ),
+            [],
+        ),
+        "medhist": (
+            names(
+                "RID SITEID VISCODE MHPSYCH MH2NEURL MH4CARD MH6HEPAT MH8MUSCL MH9ENDO MH10GAST MH12RENA "
+                "MH16SMOK MH17MALI"
+            ),
+            [],
+        ),
+        "mrimeta": (names("RID SITEID VISCODE EXAMDATE MMCONDCT MMSMPRAGE MMRMPRAGE"), []),
+        "mri3meta": (names("RID SITEID VISCODE EXAMDATE MMCONDCT MMSMPRAGE MMRMPRAGE"), []),
+        "flutemeta": (names("RID SITEID VISCODE EXAMDATE PMCONDCT FRAMES ATTENUATION SCANNER PASS"), []),
+        "visits": (names("RID SITEID VISCODE"), []),
+    }
     for person in people:
         _person_rows(person, {name: rows for name, (_, rows) in tables.items()})
     for name, (columns, rows) in tables.items():
@@ -208,14 +241,21 @@ def _person_rows(person: Person, tables: dict[str, list[dict[str, str]]]) -> Non
         flags = {"DXNORM": "NC", "DXMCI": "MCI", "DXAD": "AD"}
         tables["pdxconv"].append(
             key
-            | {name: "1" if visit.diagnosis == meaning and diagnosis != "-4" else "-4" for name, meaning in flags.items()}
+            | {
+                name: "1" if visit.diagnosis == meaning and diagnosis != "-4" else "-4"
+                for name, meaning in flags.items()
+            }
             | {"DXNODEP": "-4", "DXMDES": "-4", "DXAPP": "-4", "DXOTHDEM": "-4", "DXCURREN": diagnosis}
         )
         tables["mmse"].append(dated | {"MMDATE": "1", "MMYEAR": "1", "MMSCORE": text(scores.mmse)})
         if person.fault == "DUPLICATE_KEY_CONFLICT":
-            tables["mmse"].append(dated | {"MMDATE": "1", "MMYEAR": "1", "MMSCORE": text(max((scores.mmse or 0) - 5, 0))})
+            tables["mmse"].append(
+                dated | {"MMDATE": "1", "MMYEAR": "1", "MMSCORE": text(max((scores.mmse or 0) - 5, 0))}
+            )
         tables["cdr"].append(dated | {"CDGLOBAL": text(scores.cdr_global)})
-        tables["neurobat"].append(dated | {"LIMMTOTAL": text(scores.lm_immediate), "LDELTOTAL": text(scores.lm_delayed)})
+        tables["neurobat"].append(
+            dated | {"LIMMTOTAL": text(scores.lm_immediate), "LDELTOTAL": text(scores.lm_delayed)}
+        )
         scan = person.extra.get("scans", {}).get(visit.code)
         table = "mri3meta" if person.site == 0 else "mrimeta"
         unknown_date = rng.random() < 0.1
@@ -230,7 +270,13 @@ def _person_rows(person: Person, tables: dict[str, list[dict[str, str]]]) -> Non
         )
         tables["flutemeta"].append(
             dated
-            | {"PMCONDCT": "1", "FRAMES": "1", "ATTENUATION": "measured", "SCANNER": "AUSTIN AC CT Brain  H19s", "PASS": "0"}
+            | {
+                "PMCONDCT": "1",
+                "FRAMES": "1",
+                "ATTENUATION": "measured",
+                "SCANNER": "AUSTIN AC CT Brain  H19s",
+                "PASS": "0",
+            }
         )
         tables["visits"].append(key)
     first = {"RID": person.subject, "SITEID": site, "VISCODE": "bl"}
@@ -240,13 +286,20 @@ def _person_rows(person: Person, tables: dict[str, list[dict[str, str]]]) -> Non
     tables["apoeres"] += [genotype, genotype] if person.fault == "DUPLICATE_KEY_IDENTICAL" else [genotype]
     labs = {code: text(value) for code, value in draw_labs(person).items() if code not in ("RCT4", "RCT5", "RCT19")}
     tables["labdata"].append(first | {"EXAMDATE": date, **_australian(labs)})
-    history = "MHPSYCH MH2NEURL MH4CARD MH6HEPAT MH8MUSCL MH9ENDO MH10GAST MH12RENA MH16SMOK MH17MALI".split()
+    history = names("MHPSYCH MH2NEURL MH4CARD MH6HEPAT MH8MUSCL MH9ENDO MH10GAST MH12RENA MH16SMOK MH17MALI")
     tables["medhist"].append(first | {name: str(int(rng.random() < 0.25)) for name in history})
 
 
 def _australian(labs: dict[str, str]) -> dict[str, str]:
     """Glucose, cholesterol, urea (mmol/L), creatinine (umol/L), haemoglobin and MCHC (g/L) in SI units."""
-    factors = {"RCT11": (1 / 18.02, 1), "RCT20": (1 / 38.67, 1), "RCT6": (0.357, 1), "RCT392": (88.4, 0), "HMT40": (10.0, 0), "HMT102": (10.0, 0)}
+    factors = {
+        "RCT11": (1 / 18.02, 1),
+        "RCT20": (1 / 38.67, 1),
+        "RCT6": (0.357, 1),
+        "RCT392": (88.4, 0),
+        "HMT40": (10.0, 0),
+        "HMT102": (10.0, 0),
+    }
     converted = dict(labs)
     for code, (factor, digits) in factors.items():
         converted[code] = text(round(float(labs[code]) * factor, digits))

@@ -6,7 +6,7 @@ One 1.5 T scanner, coronal slices. MMSE at weeks 0, 26, 52, 78 and 104 only, CDR
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from medalign3d.simulate.records import (
     text,
 )
 
-COHORT = "MIRIAD"
+COHORT: Final = "MIRIAD"
 SHARES = {"AD": 46.0, "NC": 23.0}
 WEEKS = (0, 2, 6, 14, 26, 38, 52, 78, 104)
 MMSE_WEEKS = (0, 26, 52, 78, 104)
@@ -95,7 +95,7 @@ def plan(params: Params) -> Plan:
 
 
 def _numbers(groups: list[str]) -> list[int]:
-    """Participant numbers in the study's ranges (AD 188-233, controls 234-256), beyond them where there are more people."""
+    """Numbers in the study's ranges (AD 188-233, controls 234-256), beyond them where there are more people."""
     following = dict(FIRST_ID)
     limits = {"AD": 234, "NC": 257}
     numbers = []
@@ -158,20 +158,25 @@ def _write_tables(root: Path, people: list[Person], sessions: list[dict[str, Any
         for number in (1, 2) if person.fault == "DUPLICATE_IMAGE_BYTES" else (entry["scan"],):
             scans.append(
                 {
-                    "MR ID": f"{person.subject}_{int(visit.code)}_MR_{number}", "Subject": person.subject, "M/F": person.sex,
-                    "Age": "" if person.fault == "AGE_MISSING" else f"{visit.age:.2f}", "Project": "MIRIAD", "Type": "T1", "Scanner": "GE Signa 1.5T",
+                    "MR ID": f"{person.subject}_{int(visit.code)}_MR_{number}",
+                    "Subject": person.subject,
+                    "M/F": person.sex,
+                    "Age": "" if person.fault == "AGE_MISSING" else f"{visit.age:.2f}",
+                    "Project": "MIRIAD",
+                    "Type": "T1",
+                    "Scanner": "GE Signa 1.5T",
                     "Scans": "T1(1)",
                 }
-            )  # fmt: skip
+            )
     for person in people:
         for visit in person.visits:
             row = {"Subject": person.subject}
             if person.extra[visit.code] in MMSE_WEEKS:
-                clinical.append(row | {"Label": f"{person.subject}_{int(visit.code)}_MMSE", "MMSE": text(visit.scores.mmse)})
-            if visit.code == "01" and person.baseline_class == "AD":
                 clinical.append(
-                    row | {"Label": f"{person.subject}_1_CDR", "CDR": text(visit.scores.cdr_global)}
+                    row | {"Label": f"{person.subject}_{int(visit.code)}_MMSE", "MMSE": text(visit.scores.mmse)}
                 )
+            if visit.code == "01" and person.baseline_class == "AD":
+                clinical.append(row | {"Label": f"{person.subject}_1_CDR", "CDR": text(visit.scores.cdr_global)})
         subjects.append(
             {
                 "Subject": person.subject,
@@ -180,6 +185,12 @@ def _write_tables(root: Path, people: list[Person], sessions: list[dict[str, Any
                 "MR Count": str(sum(row["Subject"] == person.subject for row in scans)),
             }
         )
-    write_table(root / EXPORT.format(minute=21), "MR ID,Subject,M/F,Age,Project,Date,Type,Scanner,Scans".split(","), scans)
-    write_table(root / EXPORT.format(minute=22), "Label,Subject,MMSE,CDR".split(","), clinical)
-    write_table(root / EXPORT.format(minute=23), "Subject,Gender,Hand,YOB,Education,Ses,MR Count".split(","), subjects)
+    write_table(
+        root / EXPORT.format(minute=21),
+        ["MR ID", "Subject", "M/F", "Age", "Project", "Date", "Type", "Scanner", "Scans"],
+        scans,
+    )
+    write_table(root / EXPORT.format(minute=22), ["Label", "Subject", "MMSE", "CDR"], clinical)
+    write_table(
+        root / EXPORT.format(minute=23), ["Subject", "Gender", "Hand", "YOB", "Education", "Ses", "MR Count"], subjects
+    )

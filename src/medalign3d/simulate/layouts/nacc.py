@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from medalign3d.params import Params
 from medalign3d.simulate.faults import PLANTED, Fault, field_fault, image_fault
 from medalign3d.simulate.images import Job
-from medalign3d.simulate.layouts import Plan, Truths, write_table
+from medalign3d.simulate.layouts import Plan, Truths, names, write_table
 from medalign3d.simulate.records import (
     DAYS_PER_YEAR,
     Person,
@@ -29,7 +29,7 @@ from medalign3d.simulate.records import (
     text,
 )
 
-COHORT = "NACC"
+COHORT: Final = "NACC"
 SHARES = {"NC": 0.40, "IMCI": 0.04, "MCI": 0.27, "AD": 0.29}
 PROFILE: dict[str, dict[str, Any]] = {
     "NC": {"age": (71, 9.0), "education": (15.9, 3.0), "carriers": 0.30},
@@ -41,23 +41,27 @@ SYNDROME = {"NC": "1", "IMCI": "2", "MCI": "3", "AD": "4"}
 DX_NAMES = {"NC": "NC", "IMCI": "IMCI", "MCI": "MCI", "AD": "DEM"}
 VERSION_3_FROM = dt.date(2015, 3, 15)
 FREEZE = "71"
+# The mask-based tissue count holds the cerebellum and half of the sulcal fluid; segmentations do not.
+CEREBRUM_SHARE = 0.74
 TEST_MISSING = ("88", "95", "96", "97", "98")
 
-UDS_COLUMNS = (
-    "NACCID NACCADC PACKET FORMVER VISITMO VISITDAY VISITYR NACCVNUM NACCAVST NACCNVST NACCDAYS NACCFDYS BIRTHMO BIRTHYR SEX "
-    "HISPANIC HISPOR RACE RACESEC PRIMLANG EDUC MARISTAT NACCLIVS INDEPEND RESIDENC HANDED NACCAGE NACCAGEB NACCREFR "
-    "TOBAC100 SMOKYRS CVHATT CBSTROKE CBTIA SEIZURES TBI DIABETES HYPERTEN HYPERCHO B12DEF THYROID INCONTU DEP2YRS ALCOHOL "
-    "HEIGHT WEIGHT NACCBMI BPSYS BPDIAS HRATE VISION HEARING MEMORY ORIENT JUDGMENT COMMUN HOMEHOBB PERSCARE CDRSUM CDRGLOB "
-    "COMPORT CDRLANG NACCGDS BILLS TAXES SHOPPING GAMES STOVE MEALPREP EVENTS PAYATTN REMDATES TRAVEL NACCMMSE MMSELOC "
-    "LOGIMEM MEMUNITS MEMTIME DIGIF DIGIB ANIMALS VEG TRAILA TRAILB WAIS BOSTON MOCATOTS NACCMOCA CRAFTVRS CRAFTURS "
-    "CRAFTDVR CRAFTDRE NORMCOG DEMENTED NACCUDSD NACCTMCI IMPNOMCI NACCALZD NACCALZP PROBAD POSSAD NACCETPR NACCIDEM "
-    "NACCMCII NACCNORM NACCAPOE NACCNE4S NACCMRSA NACCNMRI"
-).split()
-MRI_COLUMNS = (
-    "NACCID NACCADC NACCMRIA NACCMRFI NACCMNUM NACCNMRI NACCMRDY NACCVNUM NACCMRSA NACCDICO NACCNIFT MRIMO MRIDY MRIYR MRIT1 "
-    "MRIT2 MRIFLAIR MRIDTI MRIDWI MRIOTHER MRIFIELD MRIMANU NACCMVOL NACCICV NACCBRNV GRAYVOL WHITEVOL CSFVOL WMHVOL NACCWMVL "
-    "HIPPOVOL LHIPPO RHIPPO LATVENT LLATVENT RLATVENT THIRVENT"
-).split()
+UDS_COLUMNS = names(
+    "NACCID NACCADC PACKET FORMVER VISITMO VISITDAY VISITYR NACCVNUM NACCAVST NACCNVST NACCDAYS NACCFDYS "
+    "BIRTHMO BIRTHYR SEX HISPANIC HISPOR RACE RACESEC PRIMLANG EDUC MARISTAT NACCLIVS INDEPEND RESIDENC "
+    "HANDED NACCAGE NACCAGEB NACCREFR TOBAC100 SMOKYRS CVHATT CBSTROKE CBTIA SEIZURES TBI DIABETES "
+    "HYPERTEN HYPERCHO B12DEF THYROID INCONTU DEP2YRS ALCOHOL HEIGHT WEIGHT NACCBMI BPSYS BPDIAS HRATE "
+    "VISION HEARING MEMORY ORIENT JUDGMENT COMMUN HOMEHOBB PERSCARE CDRSUM CDRGLOB COMPORT CDRLANG "
+    "NACCGDS BILLS TAXES SHOPPING GAMES STOVE MEALPREP EVENTS PAYATTN REMDATES TRAVEL NACCMMSE MMSELOC "
+    "LOGIMEM MEMUNITS MEMTIME DIGIF DIGIB ANIMALS VEG TRAILA TRAILB WAIS BOSTON MOCATOTS NACCMOCA "
+    "CRAFTVRS CRAFTURS CRAFTDVR CRAFTDRE NORMCOG DEMENTED NACCUDSD NACCTMCI IMPNOMCI NACCALZD NACCALZP "
+    "PROBAD POSSAD NACCETPR NACCIDEM NACCMCII NACCNORM NACCAPOE NACCNE4S NACCMRSA NACCNMRI"
+)
+MRI_COLUMNS = names(
+    "NACCID NACCADC NACCMRIA NACCMRFI NACCMNUM NACCNMRI NACCMRDY NACCVNUM NACCMRSA NACCDICO NACCNIFT "
+    "MRIMO MRIDY MRIYR MRIT1 MRIT2 MRIFLAIR MRIDTI MRIDWI MRIOTHER MRIFIELD MRIMANU NACCMVOL NACCICV "
+    "NACCBRNV GRAYVOL WHITEVOL CSFVOL WMHVOL NACCWMVL HIPPOVOL LHIPPO RHIPPO LATVENT LLATVENT RLATVENT "
+    "THIRVENT"
+)
 
 
 def _form_version(date: dt.date) -> str:
@@ -77,7 +81,7 @@ def _person(params: Params, index: int, baseline_class: str, fault: str | None =
         seed=seed,
         female=0.59,
         age_limits=(45, 95),
-        baseline_years=(2009, 2019),
+        baseline_years=(2008, 2017),
         sites=8,
         fault=fault,
         **PROFILE[baseline_class],
@@ -134,7 +138,11 @@ def _faults(person: Person, job: Job, visit: Visit) -> list[Fault]:
     if reason is None:
         return []
     if reason == "NOT_T1":
-        return [image_fault(reason, f"{job.key.split('/')[0]}/{Path(job.members[0][0]).name}", detail="a FLAIR in the session's zip")]
+        return [
+            image_fault(
+                reason, f"{job.key.split('/')[0]}/{Path(job.members[0][0]).name}", detail="a FLAIR in the session's zip"
+            )
+        ]
     if reason == "SENTINEL_UNKNOWN":
         return [field_fault(reason, person.subject, visit.code, "NACCMMSE", "-9 is no code of the code book")]
     if reason in ("DATE_UNPARSABLE", "DIAGNOSIS_OUT_OF_SCOPE"):
@@ -161,10 +169,16 @@ def _job(
         name += "_Eq_1"
     key = f"{locator}/{name}.nii"
     sidecar = {
-        "Modality": "MR", "MagneticFieldStrength": 1.5 if field == "1" else 3, "Manufacturer": {"1": "GE", "2": "Siemens", "3": "Philips"}[maker],
-        "SeriesDescription": description, "MRAcquisitionType": "3D", "SliceThickness": min(zoom, 1.2), "SeriesNumber": series,
-        "AcquisitionTime": "10:12:30.000000", "ConversionSoftware": "simulated (MedAlign-3D)",
-    }  # fmt: skip
+        "Modality": "MR",
+        "MagneticFieldStrength": 1.5 if field == "1" else 3,
+        "Manufacturer": {"1": "GE", "2": "Siemens", "3": "Philips"}[maker],
+        "SeriesDescription": description,
+        "MRAcquisitionType": "3D",
+        "SliceThickness": min(zoom, 1.2),
+        "SeriesNumber": series,
+        "AcquisitionTime": "10:12:30.000000",
+        "ConversionSoftware": "simulated (MedAlign-3D)",
+    }
     if site.random() < 0.2:
         sidecar["MagneticFieldStrength"] = 15000 if field == "1" else 30000  # some exports hold gauss
     anatomy, shown = person.anatomy_at((date - person.baseline).days / DAYS_PER_YEAR, number)
@@ -186,25 +200,49 @@ def _job(
         "fault": person.fault or "",
     }
     job = Job(
-        key, person.subject, f"mri/{locator}ni.zip", "zip", anatomy, scan, truth, header=sidecar, inner=f"{locator}ni/{name}.nii",
-    )  # fmt: skip
+        key,
+        person.subject,
+        f"mri/{locator}ni.zip",
+        "zip",
+        anatomy,
+        scan,
+        truth,
+        header=sidecar,
+        inner=f"{locator}ni/{name}.nii",
+    )
     if person.fault == "NOT_T1":
         thick = draw_scan(person, "flair", axis_codes="LAS", zooms_mm=(zoom, zoom, 5.0))
-        flair = {**sidecar, "SeriesDescription": "AX FLAIR", "MRAcquisitionType": "2D", "SliceThickness": 5, "SeriesNumber": series + 3}
+        flair = {
+            **sidecar,
+            "SeriesDescription": "AX FLAIR",
+            "MRAcquisitionType": "2D",
+            "SliceThickness": 5,
+            "SeriesNumber": series + 3,
+        }
         job.members.append((f"{locator}ni/AX_FLAIR_{date:%Y%m%d}_{series + 3}.nii", None, thick, flair))
     twin = person.fault is None and rng.random() < params.simulate.dicom_fraction
     if twin:
         job.dicom_twin = f"mri/{locator}.zip"
     return job, {
-        "person": person, "visit": visit, "date": date, "locator": locator, "number": number, "total": total, "key": key,
-        "field": field, "maker": maker, "dicom": twin, "shift": shift, "flair": person.fault == "NOT_T1",
-    }  # fmt: skip
+        "person": person,
+        "visit": visit,
+        "date": date,
+        "locator": locator,
+        "number": number,
+        "total": total,
+        "key": key,
+        "field": field,
+        "maker": maker,
+        "dicom": twin,
+        "shift": shift,
+        "flair": person.fault == "NOT_T1",
+    }
 
 
 def _write_mri(root: Path, sessions: list[dict[str, Any]], truths: Truths) -> None:
     rows = []
     for session in sessions:
-        person, visit, date = session["person"], session["visit"], session["date"]
+        person, date = session["person"], session["date"]
         rng = np.random.default_rng(seed_of(person.seed, "mri table", session["number"]))
         # The custodian's own count: days to the closest visit, 8888 where none is near.
         closest = min(person.visits, key=lambda v: (abs((date - v.date).days), v.date))
@@ -212,14 +250,30 @@ def _write_mri(root: Path, sessions: list[dict[str, Any]], truths: Truths) -> No
         truth = truths[session["key"]]
         measured = rng.random() < 0.4
         row = {
-            "NACCID": person.subject, "NACCADC": person.extra["adc"], "NACCMRIA": str(int(person.age_at(date))),
-            "NACCMRFI": f"{session['locator']}.zip", "NACCMNUM": str(session["number"]), "NACCNMRI": str(session["total"]),
-            "NACCMRDY": "8888" if person.fault == "NO_VISIT_IN_WINDOW" else str(days), "NACCVNUM": closest.code, "NACCMRSA": "1",
-            "NACCDICO": "1" if session["dicom"] else "0", "NACCNIFT": "1", "MRIMO": str(date.month), "MRIDY": str(date.day),
-            "MRIYR": str(date.year), "MRIT1": "1", "MRIT2": "8", "MRIFLAIR": "1" if session["flair"] else "0", "MRIDTI": "0",
-            "MRIDWI": "9", "MRIOTHER": "0", "MRIFIELD": session["field"], "MRIMANU": session["maker"],
+            "NACCID": person.subject,
+            "NACCADC": person.extra["adc"],
+            "NACCMRIA": str(int(person.age_at(date))),
+            "NACCMRFI": f"{session['locator']}.zip",
+            "NACCMNUM": str(session["number"]),
+            "NACCNMRI": str(session["total"]),
+            "NACCMRDY": "8888" if person.fault == "NO_VISIT_IN_WINDOW" else str(days),
+            "NACCVNUM": closest.code,
+            "NACCMRSA": "1",
+            "NACCDICO": "1" if session["dicom"] else "0",
+            "NACCNIFT": "1",
+            "MRIMO": str(date.month),
+            "MRIDY": str(date.day),
+            "MRIYR": str(date.year),
+            "MRIT1": "1",
+            "MRIT2": "8",
+            "MRIFLAIR": "1" if session["flair"] else "0",
+            "MRIDTI": "0",
+            "MRIDWI": "9",
+            "MRIOTHER": "0",
+            "MRIFIELD": session["field"],
+            "MRIMANU": session["maker"],
             "NACCMVOL": "1" if measured else "0",
-        }  # fmt: skip
+        }
         if person.fault == "DATE_UNPARSABLE":
             row |= {"MRIMO": "88", "MRIDY": "99"}
 
@@ -228,14 +282,21 @@ def _write_mri(root: Path, sessions: list[dict[str, Any]], truths: Truths) -> No
 
         left, right = truth["hippocampus_left_ml"], truth["hippocampus_right_ml"]
         row |= {
-            "NACCICV": cm3(truth["icv_ml"], 3, "8888.888"), "NACCBRNV": cm3(truth["brain_ml"], 3, "8888.888"),
-            "GRAYVOL": cm3(truth["brain_ml"] * 0.55, 3, "8888.888"), "WHITEVOL": cm3(truth["brain_ml"] * 0.45, 3, "8888.888"),
+            "NACCICV": cm3(truth["icv_ml"], 3, "8888.888"),
+            "NACCBRNV": cm3(truth["brain_ml"] * CEREBRUM_SHARE, 3, "8888.888"),
+            "GRAYVOL": cm3(truth["brain_ml"] * 0.40, 3, "8888.888"),
+            "WHITEVOL": cm3(truth["brain_ml"] * 0.34, 3, "8888.888"),
             "CSFVOL": "9999.999" if measured else "8888.888",
             "WMHVOL": cm3(truth["white_matter_hypointensities_ml"], 4, "888.8888"),
-            "NACCWMVL": "8888.888", "HIPPOVOL": cm3(left + right, 4, "88.8888"), "LHIPPO": cm3(left, 4, "8.8888"),
-            "RHIPPO": cm3(right, 4, "8.8888"), "LATVENT": cm3(truth["ventricles_ml"], 4, "888.8888"), "LLATVENT": "888.8888",
-            "RLATVENT": "888.8888", "THIRVENT": "8.8888",
-        }  # fmt: skip
+            "NACCWMVL": "8888.888",
+            "HIPPOVOL": cm3(left + right, 4, "88.8888"),
+            "LHIPPO": cm3(left, 4, "8.8888"),
+            "RHIPPO": cm3(right, 4, "8.8888"),
+            "LATVENT": cm3(truth["ventricles_ml"], 4, "888.8888"),
+            "LLATVENT": "888.8888",
+            "RLATVENT": "888.8888",
+            "THIRVENT": "8.8888",
+        }
         rows.append(row)
     write_table(root / f"investigator_mri_nacc{FREEZE}.csv", MRI_COLUMNS, rows)
 
@@ -248,7 +309,10 @@ def _write_uds(root: Path, people: list[Person]) -> None:
         e4 = sum(allele == 4 for allele in person.apoe)
         genotype = {(3, 3): "1", (3, 4): "2", (2, 3): "3", (4, 4): "4", (2, 4): "5", (2, 2): "6"}[(low, high)]
         typed = rng.random() < 0.8
-        history = {name: str(int(rng.choice([0, 0, 0, 1, 2], p=[0.3, 0.25, 0.2, 0.2, 0.05]))) for name in ("DIABETES", "HYPERTEN", "HYPERCHO", "B12DEF", "THYROID")}
+        history = {
+            name: str(int(rng.choice([0, 0, 0, 1, 2], p=[0.3, 0.25, 0.2, 0.2, 0.05])))
+            for name in ("DIABETES", "HYPERTEN", "HYPERCHO", "B12DEF", "THYROID")
+        }
         education = "99" if rng.random() < 0.002 else str(person.education)
         alzheimer = rng.random() < 0.85
         for visit in person.visits:
@@ -259,49 +323,95 @@ def _write_uds(root: Path, people: list[Person]) -> None:
             untested = TEST_MISSING[int(rng.integers(len(TEST_MISSING)))] if rng.random() < 0.04 else None
             box_names = ("MEMORY", "ORIENT", "JUDGMENT", "COMMUN", "HOMEHOBB", "PERSCARE")
             overall, boxes = scores.cdr_global, scores.cdr_boxes
-            assert boxes is not None and overall is not None
+            assert boxes is not None
+            assert overall is not None
             # The code book's own plausibility rule: no dementia with CDR 0, no normal cognition with CDR 1 or more.
             if impaired == "AD" and overall == 0.0:
                 overall, boxes = 0.5, (0.5, 0.5, 0.5, 0.0, 0.5, 0.0)
             if impaired == "NC" and overall >= 1.0:
                 overall, boxes = 0.5, (0.5, 0.5, 0.0, 0.0, 0.5, 0.0)
             row = {
-                "NACCID": person.subject, "NACCADC": person.extra["adc"], "PACKET": "I" if visit.code == "1" else "F",
-                "FORMVER": version, "VISITMO": str(visit.date.month), "VISITDAY": str(visit.date.day),
-                "VISITYR": str(visit.date.year), "NACCVNUM": visit.code, "NACCAVST": str(len(person.visits)),
-                "NACCNVST": str(len(person.visits)), "NACCDAYS": str((visit.date - person.baseline).days),
-                "NACCFDYS": str((visit.date - person.baseline).days), "BIRTHMO": str(person.birth.month),
-                "BIRTHYR": str(person.birth.year), "SEX": "" if person.fault == "SEX_MISSING" else ("2" if person.sex == "F" else "1"),
-                "HISPANIC": "0", "HISPOR": "88", "RACE": "1", "PRIMLANG": "1", "EDUC": education, "MARISTAT": "1",
-                "HANDED": "1" if person.handedness == "L" else "2", "NACCAGE": str(int(visit.age)),
-                "NACCAGEB": str(int(person.visits[0].age)), "HEIGHT": "88.8" if rng.random() < 0.1 else "66.0", "WEIGHT": "888",
-                "NACCBMI": "888.8", "BPSYS": "888" if rng.random() < 0.1 else str(int(rng.normal(134, 15))), "BPDIAS": "777", "HRATE": "888",
-                **history, **dict(zip(box_names, map(text, boxes), strict=True)), "CDRSUM": text(sum(boxes)),
-                "CDRGLOB": text(overall), "COMPORT": "0", "CDRLANG": "0", "NACCGDS": "88" if rng.random() < 0.05 else text(scores.gds),
-                "NACCMMSE": "-4", "LOGIMEM": "-4", "MEMUNITS": "-4", "MEMTIME": "-4", "NACCMOCA": "-4", "MOCATOTS": "-4",
-                "CRAFTVRS": "-4", "CRAFTURS": "-4", "CRAFTDVR": "-4", "CRAFTDRE": "-4",
-                "NORMCOG": "1" if impaired == "NC" else "0", "DEMENTED": "1" if impaired == "AD" else "0",
-                "IMPNOMCI": {"NC": "8", "AD": "8", "MCI": "0", "IMCI": "1"}[impaired], "NACCUDSD": SYNDROME[impaired],
+                "NACCID": person.subject,
+                "NACCADC": person.extra["adc"],
+                "PACKET": "I" if visit.code == "1" else "F",
+                "FORMVER": version,
+                "VISITMO": str(visit.date.month),
+                "VISITDAY": str(visit.date.day),
+                "VISITYR": str(visit.date.year),
+                "NACCVNUM": visit.code,
+                "NACCAVST": str(len(person.visits)),
+                "NACCNVST": str(len(person.visits)),
+                "NACCDAYS": str((visit.date - person.baseline).days),
+                "NACCFDYS": str((visit.date - person.baseline).days),
+                "BIRTHMO": str(person.birth.month),
+                "BIRTHYR": str(person.birth.year),
+                "SEX": "" if person.fault == "SEX_MISSING" else ("2" if person.sex == "F" else "1"),
+                "HISPANIC": "0",
+                "HISPOR": "88",
+                "RACE": "1",
+                "PRIMLANG": "1",
+                "EDUC": education,
+                "MARISTAT": "1",
+                "HANDED": "1" if person.handedness == "L" else "2",
+                "NACCAGE": str(int(visit.age)),
+                "NACCAGEB": str(int(person.visits[0].age)),
+                "HEIGHT": "88.8" if rng.random() < 0.1 else "66.0",
+                "WEIGHT": "888",
+                "NACCBMI": "888.8",
+                "BPSYS": "888" if rng.random() < 0.1 else str(int(rng.normal(134, 15))),
+                "BPDIAS": "777",
+                "HRATE": "888",
+                **history,
+                **dict(zip(box_names, map(text, boxes), strict=True)),
+                "CDRSUM": text(sum(boxes)),
+                "CDRGLOB": text(overall),
+                "COMPORT": "0",
+                "CDRLANG": "0",
+                "NACCGDS": "88" if rng.random() < 0.05 else text(scores.gds),
+                "NACCMMSE": "-4",
+                "LOGIMEM": "-4",
+                "MEMUNITS": "-4",
+                "MEMTIME": "-4",
+                "NACCMOCA": "-4",
+                "MOCATOTS": "-4",
+                "CRAFTVRS": "-4",
+                "CRAFTURS": "-4",
+                "CRAFTDVR": "-4",
+                "CRAFTDRE": "-4",
+                "NORMCOG": "1" if impaired == "NC" else "0",
+                "DEMENTED": "1" if impaired == "AD" else "0",
+                "IMPNOMCI": {"NC": "8", "AD": "8", "MCI": "0", "IMCI": "1"}[impaired],
+                "NACCUDSD": SYNDROME[impaired],
                 "NACCTMCI": str(int(rng.integers(1, 5))) if impaired == "MCI" else "8",
                 "NACCALZD": "8" if impaired == "NC" else ("1" if alzheimer else "0"),
                 "NACCALZP": "8" if impaired == "NC" else ("1" if alzheimer else "7"),
                 "NACCETPR": "88" if impaired == "NC" else ("1" if alzheimer else "2"),
-                "NACCIDEM": "0", "NACCMCII": "0", "NACCNORM": "1" if person.baseline_class == "NC" else "0",
-                "NACCAPOE": genotype if typed else "9", "NACCNE4S": str(e4) if typed else "9", "NACCMRSA": "1", "NACCNMRI": "1",
-            }  # fmt: skip
+                "NACCIDEM": "0",
+                "NACCMCII": "0",
+                "NACCNORM": "1" if person.baseline_class == "NC" else "0",
+                "NACCAPOE": genotype if typed else "9",
+                "NACCNE4S": str(e4) if typed else "9",
+                "NACCMRSA": "1",
+                "NACCNMRI": "1",
+            }
             if old:
                 row |= {
-                    "NACCMMSE": untested or text(scores.mmse), "LOGIMEM": untested or text(scores.lm_immediate),
-                    "MEMUNITS": untested or text(scores.lm_delayed), "MEMTIME": "20",
-                }  # fmt: skip
+                    "NACCMMSE": untested or text(scores.mmse),
+                    "LOGIMEM": untested or text(scores.lm_immediate),
+                    "MEMUNITS": untested or text(scores.lm_delayed),
+                    "MEMTIME": "20",
+                }
                 if untested == "88":
                     row |= {"LOGIMEM": "95", "MEMUNITS": "95"}
             else:
                 row |= {
-                    "NACCMOCA": "88" if untested else text(scores.moca), "MOCATOTS": "88" if untested else text(scores.moca),
-                    "CRAFTVRS": text(min(44.0, (scores.lm_immediate or 0) * 1.7 // 1)), "CRAFTURS": text(scores.lm_immediate),
-                    "CRAFTDVR": text(min(44.0, (scores.lm_delayed or 0) * 1.6 // 1)), "CRAFTDRE": text(scores.lm_delayed),
-                }  # fmt: skip
+                    "NACCMOCA": "88" if untested else text(scores.moca),
+                    "MOCATOTS": "88" if untested else text(scores.moca),
+                    "CRAFTVRS": text(min(44.0, (scores.lm_immediate or 0) * 1.7 // 1)),
+                    "CRAFTURS": text(scores.lm_immediate),
+                    "CRAFTDVR": text(min(44.0, (scores.lm_delayed or 0) * 1.6 // 1)),
+                    "CRAFTDRE": text(scores.lm_delayed),
+                }
             if person.fault == "SENTINEL_UNKNOWN" and visit.code == "1":
                 row["NACCMMSE"] = "-9"
             if person.fault == "DIAGNOSIS_OUT_OF_SCOPE":

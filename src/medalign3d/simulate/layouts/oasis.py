@@ -8,7 +8,7 @@ follows the true severity here, and only the other tests are noisy.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from medalign3d.simulate.records import (
     text,
 )
 
-COHORT = "OASIS"
+COHORT: Final = "OASIS"
 # Shares of people by release; "linked" are in OASIS-1 and OASIS-2.
 KINDS = {"young": 0.12, "oasis1": 0.30, "oasis2": 0.31, "linked": 0.15, "oasis3": 0.12}
 SHARES = {"NC": 0.50, "MCI": 0.28, "AD": 0.22}
@@ -40,8 +40,22 @@ AGE = {"NC": (73, 9.0), "MCI": (76, 7.2), "AD": (77, 6.8)}
 EDUCATION_CODES = ((17, "5"), (16, "4"), (13, "3"), (12, "2"), (0, "1"))
 OASIS1_COLUMNS = ["ID", "M/F", "Hand", "Age", "Educ", "SES", "MMSE", "CDR", "eTIV", "nWBV", "ASF", "Delay"]
 OASIS2_COLUMNS = [
-    "Subject ID", "MRI ID", "Group", "Visit", "MR Delay", "M/F", "Hand", "Age", "EDUC", "SES", "MMSE", "CDR", "eTIV", "nWBV", "ASF",
-]  # fmt: skip
+    "Subject ID",
+    "MRI ID",
+    "Group",
+    "Visit",
+    "MR Delay",
+    "M/F",
+    "Hand",
+    "Age",
+    "EDUC",
+    "SES",
+    "MMSE",
+    "CDR",
+    "eTIV",
+    "nWBV",
+    "ASF",
+]
 OASIS2_TABLE = "oasis_longitudinal_demographics-8d83e569fa2e2d30.xlsx"
 # FreeSurfer-like normalization: share of the intracranial volume that the mask-based tissue count calls brain.
 BRAIN_SHARE = 0.82
@@ -141,7 +155,7 @@ class _Tree:
         cdr = visit.scores.cdr_global or 0.0
         return {
             "visit_code": visit.code,
-            "dx": ("DEM" if cdr >= 0.5 else "NonDEM") if label else None,
+            "dx": ("DEM" if cdr >= 0.5 else "Non-DEM") if label else None,
             "dx_class": ("DEM" if cdr >= 0.5 else "NonDEM") if label else None,
             "severity": visit.severity,
             "image_severity": shown,
@@ -171,7 +185,9 @@ class _Tree:
             if person.fault == "AMBIGUOUS_FILE":
                 other = f"{subject}_{session}_mpr_n{7 - repeats}_anon_sbj_111"
                 second = self._add_average(person, subject, session, folder, other, visit, young)
-                self.faults += [image_fault("AMBIGUOUS_FILE", key, detail="n3 and n4 averages") for key in (first, second)]
+                self.faults += [
+                    image_fault("AMBIGUOUS_FILE", key, detail="n3 and n4 averages") for key in (first, second)
+                ]
             if person.fault == "DERIVED_VARIANT":
                 self._add_atlas(person, subject, session, folder, repeats, visit)
             if person.fault == "AGE_OUT_OF_RANGE":
@@ -201,9 +217,13 @@ class _Tree:
         zoom = self.zoom
         shape = (round(256 / zoom), round(256 / zoom), round(160 / zoom))
         scan = draw_scan(
-            person, f"{session}/{stem}", axis_codes="ASL", zooms_mm=(zoom, zoom, zoom), shape=shape,
+            person,
+            f"{session}/{stem}",
+            axis_codes="ASL",
+            zooms_mm=(zoom, zoom, zoom),
+            shape=shape,
             centre_mm=(zoom / 2, -zoom / 2, -zoom / 2),
-        )  # fmt: skip
+        )
         key = f"{subject}_{session}/{stem}"
         truth = self._truth(person, visit, shown, "OASIS-1", not young) | {"visit_code": session}
         path = f"{folder}/PROCESSED/MPRAGE/SUBJ_111/{stem}.hdr"
@@ -220,7 +240,9 @@ class _Tree:
         stem = f"{subject}_{session}_mpr_n{repeats}_anon_111_t88_masked_gfc"
         key = f"{subject}_{session}/{stem}"
         truth = self._truth(person, visit, shown, "OASIS-1")
-        self.jobs.append(Job(key, subject, f"{folder}/PROCESSED/MPRAGE/T88_111/{stem}.hdr", "analyze", anatomy, scan, truth))
+        self.jobs.append(
+            Job(key, subject, f"{folder}/PROCESSED/MPRAGE/T88_111/{stem}.hdr", "analyze", anatomy, scan, truth)
+        )
         self.faults.append(image_fault("DERIVED_VARIANT", key, detail="atlas-space version of the session's average"))
 
     # ---------------------------------------------------------------------------------------------------------- OASIS-2
@@ -248,21 +270,36 @@ class _Tree:
                 key = f"{session}/mpr-{repeat}"
                 self.jobs.append(
                     Job(
-                        key, subject, f"{folder}/mpr-{repeat}.nifti.hdr", "nifti_pair", anatomy, scan,
-                        self._truth(person, visit, shown, "OASIS-2"), damage=damage,
+                        key,
+                        subject,
+                        f"{folder}/mpr-{repeat}.nifti.hdr",
+                        "nifti_pair",
+                        anatomy,
+                        scan,
+                        self._truth(person, visit, shown, "OASIS-2"),
+                        damage=damage,
                     )
-                )  # fmt: skip
+                )
             if person.fault == "IMAGE_TRUNCATED":
-                self.faults.append(image_fault("IMAGE_TRUNCATED", f"{session}/mpr-1", detail="half of the voxels are missing"))
+                self.faults.append(
+                    image_fault("IMAGE_TRUNCATED", f"{session}/mpr-1", detail="half of the voxels are missing")
+                )
             if person.fault == "VALUE_OUT_OF_RANGE":
                 self.faults.append(field_fault("VALUE_OUT_OF_RANGE", subject, visit.code, "MMSE", "45"))
             row = {
-                "Subject ID": subject, "MRI ID": session, "Group": group, "Visit": visit.code.removeprefix("MR"),
-                "MR Delay": str((visit.date - person.baseline).days), "M/F": person.sex, "Hand": "R", "Age": str(int(visit.age)),
-                "EDUC": str(person.education), "SES": ses,
+                "Subject ID": subject,
+                "MRI ID": session,
+                "Group": group,
+                "Visit": visit.code.removeprefix("MR"),
+                "MR Delay": str((visit.date - person.baseline).days),
+                "M/F": person.sex,
+                "Hand": "R",
+                "Age": str(int(visit.age)),
+                "EDUC": str(person.education),
+                "SES": ses,
                 "MMSE": "45" if person.fault == "VALUE_OUT_OF_RANGE" else text(visit.scores.mmse),
                 "CDR": text(visit.scores.cdr_global),
-            }  # fmt: skip
+            }
             self.oasis2.append((f"{session}/mpr-1", row))
 
     # ---------------------------------------------------------------------------------------------------------- OASIS-3
@@ -282,17 +319,30 @@ class _Tree:
             scan = draw_scan(person, number, axis_codes="PSR", zooms_mm=(self.zoom, self.zoom, self.zoom))
             folder = f"{subject}_MR_{label}/anat{1 + int(rng.integers(1, 4))}/NIFTI"
             key = f"{subject}_MR_{label}/{stem}"
-            truth = self._truth(person, visit, shown, "OASIS-3") | {"visit_code": label}
+            rating = visit.scores.cdr_global or 0.0
+            stage = "NC" if rating == 0 else ("MCI" if rating == 0.5 else "AD_DEM")
+            truth = self._truth(person, visit, shown, "OASIS-3") | {"visit_code": label, "dx": stage}
             sidecar = {
-                "Modality": "MR", "Manufacturer": "Siemens", "ManufacturersModelName": "TrioTim", "MagneticFieldStrength": 3,
-                "SeriesDescription": "MPRAGE", "ConversionSoftware": "simulated (MedAlign-3D)",
-            }  # fmt: skip
+                "Modality": "MR",
+                "Manufacturer": "Siemens",
+                "ManufacturersModelName": "TrioTim",
+                "MagneticFieldStrength": 3,
+                "SeriesDescription": "MPRAGE",
+                "ConversionSoftware": "simulated (MedAlign-3D)",
+            }
             self.jobs.append(
                 Job(
-                    key, subject, f"{folder}/{stem}.nii.gz", "nifti_gz", anatomy, scan, truth, header=sidecar,
+                    key,
+                    subject,
+                    f"{folder}/{stem}.nii.gz",
+                    "nifti_gz",
+                    anatomy,
+                    scan,
+                    truth,
+                    header=sidecar,
                     sidecar=f"{folder}/{stem}.json",
                 )
-            )  # fmt: skip
+            )
 
     # ----------------------------------------------------------------------------------------------------------- tables
     def write_tables(self, root: Path, truths: Truths) -> None:
@@ -319,12 +369,17 @@ def _shifted(scan: Scan, up_mm: float) -> Scan:
 
 def _summary(row: dict[str, Any]) -> str:
     """The session's text file."""
-    lines = [f"SESSION ID:     {row['ID']}", f"AGE:            {row['Age']}", f"M/F:            {row['M/F']}", f"CDR:            {row['CDR']}"]
+    lines = [
+        f"SESSION ID:     {row['ID']}",
+        f"AGE:            {row['Age']}",
+        f"M/F:            {row['M/F']}",
+        f"CDR:            {row['CDR']}",
+    ]
     return "\n".join(["SIMULATED DATA", *lines]) + "\n"
 
 
 def _head_size(truth: Any) -> dict[str, str]:
-    """eTIV (cm3), nWBV and the atlas scaling factor, as the brain-size columns of the tables."""
+    """ETIV (cm3), nWBV and the atlas scaling factor, as the brain-size columns of the tables."""
     volume = round(float(truth["icv_ml"]))
     return {
         "eTIV": str(volume),
@@ -344,26 +399,62 @@ def _write_oasis3(root: Path, people: list[Person]) -> None:
         low, high = person.apoe
         demographics.append(
             {
-                "OASISID": person.subject, "AgeatEntry": f"{entry_age:.2f}", "AgeatDeath": "", "GENDER": "2" if person.sex == "F" else "1",
-                "EDUC": str(person.education), "SES": str(person.ses), "racecode": "5", "race": "White", "ETHNIC": "0",
-                "HAND": person.handedness, "APOE": f"{low}{high}",
+                "OASISID": person.subject,
+                "AgeatEntry": f"{entry_age:.2f}",
+                "AgeatDeath": "",
+                "GENDER": "2" if person.sex == "F" else "1",
+                "EDUC": str(person.education),
+                "SES": str(person.ses),
+                "racecode": "5",
+                "race": "White",
+                "ETHNIC": "0",
+                "HAND": person.handedness,
+                "APOE": f"{low}{high}",
             }
-        )  # fmt: skip
+        )
         for number, visit in enumerate(person.visits):
             rng = np.random.default_rng(seed_of(person.seed, "oasis3 visit", number))
             scan_day = offset + (visit.date - person.baseline).days
             day = max(0, scan_day - int(rng.integers(0, 90)))
             label = f"{person.subject}_UDSb4_d{day:04d}"
             overall = visit.scores.cdr_global or 0.0
-            boxes = {0.0: (0.0,) * 6, 0.5: (0.5, 0.5, 0.5, 0.5, 0.5, 0.0), 1.0: (1.0, 1.0, 1.0, 1.0, 0.5, 1.0), 2.0: (2.0, 2.0, 2.0, 2.0, 2.0, 1.0)}[overall]
-            wording = {0.0: "Cognitively normal", 0.5: "uncertain dementia", 1.0: "AD Dementia", 2.0: "AD Dementia"}[overall]
-            common = {"OASISID": person.subject, "days_to_visit": str(day), "age at visit": f"{entry_age + day / DAYS_PER_YEAR:.2f}"}
+            boxes = {
+                0.0: (0.0,) * 6,
+                0.5: (0.5, 0.5, 0.5, 0.5, 0.5, 0.0),
+                1.0: (1.0, 1.0, 1.0, 1.0, 0.5, 1.0),
+                2.0: (2.0, 2.0, 2.0, 2.0, 2.0, 1.0),
+            }[overall]
+            wording = {0.0: "Cognitively normal", 0.5: "uncertain dementia", 1.0: "AD Dementia", 2.0: "AD Dementia"}[
+                overall
+            ]
+            common = {
+                "OASISID": person.subject,
+                "days_to_visit": str(day),
+                "age at visit": f"{entry_age + day / DAYS_PER_YEAR:.2f}",
+            }
             names = ("memory", "orient", "judgment", "commun", "homehobb", "perscare")
             ratings.append(
-                common | {"OASIS_session_label": label, "MMSE": text(visit.scores.mmse), **dict(zip(names, map(text, boxes), strict=True)),
-                          "CDRSUM": text(float(sum(boxes))), "CDRTOT": text(overall), "dx1": wording, "dx1_code": "1"}
-            )  # fmt: skip
-            physical.append(common | {"OASIS_session_label": label.replace("b4", "b1"), "weight": "165", "height": "66", "bpsys": "130", "bpdias": "75"})
+                common
+                | {
+                    "OASIS_session_label": label,
+                    "MMSE": text(visit.scores.mmse),
+                    **dict(zip(names, map(text, boxes), strict=True)),
+                    "CDRSUM": text(float(sum(boxes))),
+                    "CDRTOT": text(overall),
+                    "dx1": wording,
+                    "dx1_code": "1",
+                }
+            )
+            physical.append(
+                common
+                | {
+                    "OASIS_session_label": label.replace("b4", "b1"),
+                    "weight": "165",
+                    "height": "66",
+                    "bpsys": "130",
+                    "bpdias": "75",
+                }
+            )
             tests.append(
                 common
                 | {
@@ -375,15 +466,27 @@ def _write_oasis3(root: Path, people: list[Person]) -> None:
             diagnoses.append(
                 common
                 | {
-                    "OASIS_session_label": label.replace("b4", "d1"), "NORMCOG": "1" if overall == 0 else "0", "DEMENTED": "1" if overall >= 1 else "0",
-                    "MCIAMEM": "1" if overall == 0.5 else "0", "MCIAPLUS": "0", "MCINON1": "0", "MCINON2": "0", "IMPNOMCI": "0",
-                    "PROBAD": "1" if overall >= 1 else "0", "POSSAD": "0",
+                    "OASIS_session_label": label.replace("b4", "d1"),
+                    "NORMCOG": "1" if overall == 0 else "0",
+                    "DEMENTED": "1" if overall >= 1 else "0",
+                    "MCIAMEM": "1" if overall == 0.5 else "0",
+                    "MCIAPLUS": "0",
+                    "MCINON1": "0",
+                    "MCINON2": "0",
+                    "IMPNOMCI": "0",
+                    "PROBAD": "1" if overall >= 1 else "0",
+                    "POSSAD": "0",
                 }
-            )  # fmt: skip
+            )
             scanners.append(
-                {"label": f"{person.subject}_MR_d{scan_day:04d}", "subject_id": person.subject, "Manufacturer": "Siemens",
-                 "ManufacturersModelName": "TrioTim", "MagneticFieldStrength": "3"}
-            )  # fmt: skip
+                {
+                    "label": f"{person.subject}_MR_d{scan_day:04d}",
+                    "subject_id": person.subject,
+                    "Manufacturer": "Siemens",
+                    "ManufacturersModelName": "TrioTim",
+                    "MagneticFieldStrength": "3",
+                }
+            )
     for form, rows in (
         ("demographics", demographics),
         ("UDSb4_cdr", ratings),
