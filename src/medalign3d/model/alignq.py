@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +94,16 @@ class TextTokenizer:
         Longer texts are cut.
     """
 
-    def __init__(self, tokenizer: object, maximum_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, maximum_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.maximum_tokens = maximum_tokens
 
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, both (T, S) int64."""
-        batch = self.tokenizer(  # type: ignore[operator]
-            list(texts), truncation=True, max_length=self.maximum_tokens, padding=True, return_tensors="pt"
-        )
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        batch = self.tokenizer(list(texts), truncation=True, max_length=self.maximum_tokens)
+        return list(batch["input_ids"])
+
+    def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, both (T, S) int64."""
+        batch = self.tokenizer.pad({"input_ids": list(sequences)}, return_tensors="pt")
         return batch["input_ids"], batch["attention_mask"]

@@ -48,6 +48,7 @@ from medalign3d.progress import Progress
 
 LANGUAGE_KINDS = ("t5", "biogpt", "gpt2")
 INITIALIZER_RANGE = 0.02
+FEED_FORWARD_RATIO = 2  # published models have about 4; at this size the time is better spent on more steps
 MAXIMUM_POSITIONS = 512
 LONGEST_TRAINING_TEXT = 112  # tokens of record + question
 POSITION_SHIFT = 40  # causal models learn to read from any of the first positions, as a visual prefix will shift them
@@ -152,9 +153,10 @@ def _t5(shape: LanguageTraining, tokenizer: Any) -> T5ForConditionalGeneration:
         vocab_size=len(tokenizer),
         d_model=shape.hidden_size,
         d_kv=shape.hidden_size // shape.heads,
-        d_ff=2 * shape.hidden_size,
+        d_ff=shape.hidden_size,
         num_layers=shape.layers,
-        num_decoder_layers=shape.layers,
+        # The decoder only writes short answers.
+        num_decoder_layers=max(1, shape.layers - 1),
         num_heads=shape.heads,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
@@ -187,7 +189,7 @@ def _biogpt(shape: LanguageTraining, tokenizer: Any) -> BioGptForCausalLM:
             hidden_size=shape.hidden_size,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
-            intermediate_size=4 * shape.hidden_size,
+            intermediate_size=FEED_FORWARD_RATIO * shape.hidden_size,
             max_position_embeddings=MAXIMUM_POSITIONS,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -208,6 +210,7 @@ def _gpt2(shape: LanguageTraining, tokenizer: Any) -> GPT2LMHeadModel:
             n_embd=shape.hidden_size,
             n_layer=shape.layers,
             n_head=shape.heads,
+            n_inner=FEED_FORWARD_RATIO * shape.hidden_size,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -406,7 +409,7 @@ def make_vision_checkpoint(slices: NDArray[np.uint8], params: Params, out: str |
     tokenizer = make_bert_tokenizer(_corpus_lines(generate_corpus(params.backbones.language.sentences, seed)))
     vision_config = Blip2VisionConfig(
         hidden_size=shape.hidden_size,
-        intermediate_size=4 * shape.hidden_size,
+        intermediate_size=FEED_FORWARD_RATIO * shape.hidden_size,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         image_size=shape.image_size,
@@ -422,7 +425,7 @@ def make_vision_checkpoint(slices: NDArray[np.uint8], params: Params, out: str |
             hidden_size=qformer.hidden_size,
             num_hidden_layers=qformer.layers,
             num_attention_heads=qformer.heads,
-            intermediate_size=4 * qformer.hidden_size,
+            intermediate_size=FEED_FORWARD_RATIO * qformer.hidden_size,
             max_position_embeddings=MAXIMUM_POSITIONS,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,

@@ -18,7 +18,7 @@ from medalign3d.files import atomic_path, read_json
 from medalign3d.model import lora
 from medalign3d.model.alignq import AlignQ, TextTokenizer
 from medalign3d.model.config import LoraConfig, ModelConfig
-from medalign3d.model.language import FrozenLanguageModel, format_question
+from medalign3d.model.language import FrozenLanguageModel, format_question, length_groups
 from medalign3d.model.loading import (
     VisionParts,
     fingerprint,
@@ -214,14 +214,19 @@ class MedAlign3D(nn.Module):
         """Visual tokens of the language model; (B, 1, X, Y, Z) -> (B, L, D). Shared by all prompts about an image."""
         return self.language_projection(self.encode_volumes(volumes))  # type: ignore[no-any-return]
 
+    def _encode_texts(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        ids, mask = self.text_tokenizer.pad(sequences)
+        return self.alignq.encode_text(ids.to(self.device), mask.to(self.device))
+
     def text_features(self, texts: Sequence[str], kind: str) -> Tensor:
         """Unit vectors of texts, (B, d); equal texts are encoded once. ``kind`` is ``record`` or ``answer``."""
         unique = list(dict.fromkeys(texts))
-        ids, mask = self.text_tokenizer(unique)
-        encoded = self.alignq.encode_text(ids.to(self.device), mask.to(self.device))
+        sequences = self.text_tokenizer.ids(unique)
+        groups = length_groups([len(sequence) for sequence in sequences])
+        encoded = torch.cat([self._encode_texts([sequences[i] for i in group]) for group in groups])
         projection = self.alignq.record_projection if kind == "record" else self.alignq.answer_projection
         features = nn.functional.normalize(projection(encoded), dim=-1)
-        place = {text: index for index, text in enumerate(unique)}
+        place = {unique[i]: row for row, i in enumerate(index for group in groups for index in group)}
         return features[[place[text] for text in texts]]
 
     def _contrast(self, queries: Tensor, texts: Sequence[str], known: Tensor, kind: str, smoothing: float) -> Tensor:
@@ -280,7 +285,7 @@ class MedAlign3D(nn.Module):
                 found=f"{None if volumes is None else len(volumes)} volumes, {len(texts)} texts, {count} questions, "
                 f"{len(answers)} answers",
             )
-        zero = self.alignq.log_temperature * 0.0
+        zero = self.alignq.log_temperature.square() * 0.0
         queries = None if volumes is None else self.encode_volumes(volumes)
         prefix = None if queries is None else self.language_projection(queries)
 

@@ -234,13 +234,13 @@ def sample_example(rng: random.Random) -> Example:
     drop: set[str] = {field for field in FIELDS if rng.random() < 0.08}
     text = ""
     if roll < 0.72:
-        name = rng.choices(list(QUESTIONS), weights=(6, 4, 3, 1, 1))[0]
+        name = rng.choices(list(QUESTIONS), weights=(6, 4, 2, 2, 1))[0]
         if answer_of(record, name) is None:
             name = "diagnosis_nc_mci_ad"
         asked: Question = QUESTIONS[name]
         answer = str(answer_of(record, name))
-        # A question hides the field that answers it; half of the time it is left in here, to teach what the words mean.
-        if rng.random() < 0.5:
+        # A question hides the field that answers it; mostly it is left in here, to teach what the words mean.
+        if rng.random() < 0.3:
             drop |= set(asked.hidden_fields)
         else:
             drop -= set(asked.hidden_fields)

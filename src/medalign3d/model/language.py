@@ -44,6 +44,43 @@ def _pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) -
     return ids.to(device), torch.tensor([len(sequence) for sequence in sequences], device=device)
 
 
+def length_groups(lengths: Sequence[int], overhead: int = 400) -> list[list[int]]:
+    """Split a batch into groups of similar length where that saves more padding than another pass costs.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each sequence.
+    overhead
+        What one more pass costs, in tokens.
+
+    Returns
+    -------
+    list of list of int
+        Indices by group; a single group is in the original order.
+
+    Examples
+    --------
+    >>> length_groups([10, 90, 12, 88], overhead=50)
+    [[0, 2], [3, 1]]
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+
+    def split(start: int, stop: int) -> list[list[int]]:
+        whole = (stop - start) * lengths[order[stop - 1]]
+        costs = [
+            (middle - start) * lengths[order[middle - 1]] + (stop - middle) * lengths[order[stop - 1]]
+            for middle in range(start + 1, stop)
+        ]
+        if not costs or min(costs) + overhead >= whole:
+            return [order[start:stop]]
+        middle = start + 1 + costs.index(min(costs))
+        return split(start, middle) + split(middle, stop)
+
+    groups = split(0, len(lengths))
+    return groups if len(groups) > 1 else [list(range(len(lengths)))]
+
+
 def _steps(lengths: Tensor, longest: int) -> Tensor:
     """(B, longest) bool: which positions lie before each sequence's end."""
     return torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]
@@ -260,6 +297,22 @@ class FrozenLanguageModel(nn.Module):
         Tensor
             (B,) float32.
         """
+        prefix_length = 0 if prefix is None else prefix.shape[1]
+        groups = length_groups([prefix_length + len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
+        if len(groups) == 1:
+            return self._answer_loss(prefix, prompts, answers)
+        losses = [
+            self._answer_loss(
+                None if prefix is None else prefix[group], [prompts[i] for i in group], [answers[i] for i in group]
+            )
+            for group in groups
+        ]
+        place = torch.tensor([index for group in groups for index in group], device=self.device).argsort()
+        return torch.cat(losses)[place]
+
+    def _answer_loss(
+        self, prefix: Tensor | None, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    ) -> Tensor:
         lengths = torch.tensor([len(answer) for answer in answers], device=self.device)
         targets = torch.tensor([token for answer in answers for token in answer], device=self.device)
         rows = torch.arange(len(answers), device=self.device).repeat_interleave(lengths)

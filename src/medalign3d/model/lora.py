@@ -9,6 +9,7 @@ readable by PEFT itself. A probe at build time checks on the model that keys do 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -156,7 +157,9 @@ def add_lora(model: Any, config: LoraConfig, seed: int = 0) -> AdapterReport:
     factor = 1 if layout is None else 2
     conv1d = any(isinstance(m, Conv1D) for n, m in model.named_modules() if n.rpartition(".")[2] in targets)
     keys_before = _probe(model)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT calls a method of transformers whose name will change.
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
         peft_model = get_peft_model(
             model,
@@ -212,15 +215,18 @@ def _mask_gradient(layer: nn.Module, weight: Tensor, mask: Tensor) -> None:
 def _probe(model: Any) -> tuple[Tensor, Tensor] | None:
     """Keys and values of the first self-attention of a short sequence; None where the model shows no such cache."""
     device = model.get_input_embeddings().weight.device
+    if device.type == "meta":
+        return None
     ids = torch.tensor([[0, 1, 2]], device=device)
+    ones = torch.ones_like(ids)
     was_training = model.training
     model.eval()
     try:
         if model.config.is_encoder_decoder:
-            output = model(input_ids=ids, decoder_input_ids=ids, use_cache=True)
+            output = model(input_ids=ids, attention_mask=ones, decoder_input_ids=ids, use_cache=True)
             cache = output.past_key_values.self_attention_cache
         else:
-            cache = model(input_ids=ids, use_cache=True).past_key_values
+            cache = model(input_ids=ids, attention_mask=ones, use_cache=True).past_key_values
         layer = cache.layers[0]
         return layer.keys.clone(), layer.values.clone()
     except (AttributeError, IndexError, TypeError):
