@@ -49,6 +49,19 @@ def make_params(**changes: dict[str, Any]) -> Params:
     return validate_params(values)
 
 
+def make_cross_validation_params(folds: int = 3, **changes: dict[str, Any]) -> Params:
+    """One cohort, everybody labelled is tested once."""
+    values = make_params(**changes).model_dump()
+    values["cohorts"] = values["simulate"]["cohorts"] = ["OASIS"]
+    values["split"] |= {
+        "mode": "cross_validation",
+        "folds": folds,
+        "benchmarks": {"OASIS-2x": {"cohort": "OASIS", "question": "diagnosis_dem_nondem"}},
+    }
+    values["training"] |= {"runs": folds, "controls": ["blind", "shuffled"], "control_runs": folds}
+    return validate_params(values)
+
+
 def make_volume(severity: float, asymmetry: float, random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A brain of tissue with ventricles and two hippocampal fluid spaces, uint8."""
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -93,7 +106,7 @@ def make_data(root: Path, params: Params, people: int = 30, seed: int = 0, simul
                         "person_id": f"sub-{cohort}{person:03d}",
                         "participant_id": f"sub-{cohort}{person:03d}",
                         "native_image_key": f"key-{image_id}",
-                        "sex": "FM"[person % 2],
+                        "sex": "FM"[person // 3 % 2],
                         "age_years": age,
                         "educ_years": float(random.integers(8, 20)),
                         "educ_code": float(random.integers(1, 6)),
@@ -120,7 +133,7 @@ def make_data(root: Path, params: Params, people: int = 30, seed: int = 0, simul
                         "brain_ml": 1100.0 - 100 * image_severity,
                         "icv_ml": 1450.0 + random.normal(0, 50),
                         "age_years": age,
-                        "sex": "FM"[person % 2],
+                        "sex": "FM"[person // 3 % 2],
                         "mmse": rows[-1]["mmse"],
                         "cdr_global": rows[-1]["cdr_global"],
                     }

@@ -117,7 +117,7 @@ def fit_predict(
     (len(wanted), C)
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold
 
     x = features[training]
     known = np.isfinite(x).any(axis=0)
@@ -134,16 +134,29 @@ def fit_predict(
         for name, count in zip(present, counts, strict=True):
             scores[:, list(classes).index(name)] = np.log(count / counts.sum())
         return scores
-    model: Any = LogisticRegression(class_weight="balanced", max_iter=2000, C=0.3)
+
+    def fitted(rows: npt.NDArray[np.int64], penalty: float) -> Any:
+        model = LogisticRegression(class_weight="balanced", max_iter=200, C=penalty, solver="newton-cholesky")
+        return model.fit(x[rows], y[rows])
+
     people_per_class = min(len({g for g, label in zip(groups, y, strict=True) if label == c}) for c in present)
     folds = min(3, people_per_class)
+    best = 0.3
     if folds >= 2:
         # The penalty is chosen within the training people, people never divided.
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-        model = GridSearchCV(model, {"C": list(PENALTIES)}, cv=splitter, scoring="neg_log_loss", error_score=-np.inf)
-        model.fit(x, y, groups=np.asarray(groups, dtype=object).astype(str))
-    else:
-        model.fit(x, y)
+        losses = np.zeros(len(PENALTIES))
+        for inner, outer in splitter.split(x, y, np.asarray(groups, dtype=object).astype(str)):
+            for number, penalty in enumerate(PENALTIES):
+                model = fitted(inner, penalty)
+                place = {str(name): column for column, name in enumerate(model.classes_)}
+                shares = model.predict_proba(x[outer])
+                losses[number] -= sum(
+                    np.log(max(shares[i, place[label]], 1e-6)) if label in place else np.log(1e-6)
+                    for i, label in enumerate(y[outer])
+                )
+        best = PENALTIES[int(losses.argmin())]
+    model = fitted(np.arange(len(y)), best)
     probabilities = model.predict_log_proba(z)
     for column, name in enumerate(model.classes_):
         scores[:, list(classes).index(str(name))] = np.maximum(probabilities[:, column], np.log(1e-6))
@@ -341,6 +354,8 @@ def baselines_of_run(
 
 def run_baselines(params: Params, *, data_dir: str | Path = "data") -> pd.DataFrame:
     """Predictions of all baselines: once with held-out people, once per run's fold with cross-validation."""
+    # Imported before the limit is set, because the limit holds for libraries that are loaded.
+    import sklearn.linear_model  # noqa: F401
     from threadpoolctl import threadpool_limits
 
     runs = range(params.training.runs if params.split.mode == "cross_validation" else 1)

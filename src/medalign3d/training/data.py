@@ -485,13 +485,21 @@ class TrainingData:
     def batch(self, step: int) -> Batch:
         """The training batch of a step; the same step of the same run always gives the same batch."""
         samples = self.samples(step)
-        volumes = self.images([sample.image_row for sample in samples])
+        rows = [sample.image_row for sample in samples]
         spread = self.optimization.intensity_augmentation
-        if spread > 0:
+        if spread > 0 and self.control != "blind":
             random = np.random.default_rng([self.seed, 31, step])
-            gain = torch.from_numpy(1 + spread * random.uniform(-1, 1, (len(samples), 1, 1, 1, 1))).float()
-            shift = torch.from_numpy(0.5 * spread * random.uniform(-1, 1, (len(samples), 1, 1, 1, 1))).float()
-            volumes = torch.where(volumes > 0, (volumes * gain + shift).clamp_(0, 1), volumes)
+            gain, shift = 1 + spread * random.uniform(-1, 1, len(rows)), 0.5 * spread * random.uniform(-1, 1, len(rows))
+            # One table of 256 values per volume: the background stays black, everything else moves.
+            levels = np.clip(np.arange(256) / 255.0 * gain[:, None] + shift[:, None], 0, 1).astype(np.float32)
+            levels[:, 0] = 0.0
+            taken = self.volumes.take(rows)
+            augmented = np.empty((len(rows), 1, *self.volumes.shape), dtype=np.float32)
+            for volume, table, out in zip(taken, levels, augmented, strict=True):
+                np.take(table, volume, out=out[0])
+            volumes = torch.from_numpy(augmented)
+        else:
+            volumes = self.images(rows)
         auxiliary = torch.from_numpy(self._auxiliary[[sample.row for sample in samples]])
         return Batch(step, samples, volumes, auxiliary)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -68,9 +69,6 @@ def _worker(connection: Connection, parent: int, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_parent(parent)
-    import torch
-
-    torch.set_num_threads(threads)
     while True:
         try:
             job = connection.recv()
@@ -79,6 +77,9 @@ def _worker(connection: Connection, parent: int, threads: int) -> None:
         if job is None:
             return
         function, arguments = job
+        # Jobs that compute have imported torch by now; the others need not wait for it.
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
         try:
             result: tuple[str, Any] = ("result", function(**arguments))
         except BaseException as error:  # everything must reach the parent, whatever it is

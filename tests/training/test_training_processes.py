@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from medalign3d.errors import InputError, MedAlignError
+from medalign3d.training.processes import run_jobs
+
+
+def _square(value: int) -> int:
+    return value * value
+
+
+def _fail(value: int) -> int:
+    raise InputError("a file is missing", where="there", remedy="make it")
+
+
+def _die(value: int) -> int:
+    os._exit(9)
+
+
+def test_jobs_give_results_in_any_number_of_processes() -> None:
+    jobs = [(_square, {"value": value}) for value in range(4)]
+    expected = [(n, n * n) for n in range(4)]
+    assert list(run_jobs(jobs, workers=1)) == expected
+    assert sorted(run_jobs(jobs, workers=2)) == expected
+
+
+def test_a_failing_job_raises_its_own_error_and_a_dead_one_says_so() -> None:
+    with pytest.raises(InputError, match="a file is missing") as caught:
+        list(run_jobs([(_fail, {"value": 1}), (_square, {"value": 2})], workers=2))
+    assert caught.value.remedy == "make it"
+    with pytest.raises(MedAlignError, match=r"worker process died[\s\S]*memory"):
+        list(run_jobs([(_die, {"value": 1}), (_square, {"value": 2})], workers=2))
