@@ -1,0 +1,1 @@
+"""The DVC graph as Prefect tasks: GPU slots, supervision, deployments; no science."""
