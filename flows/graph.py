@@ -1,7 +1,7 @@
 """What DVC says there is to do: stages, which depends on which, and which are up to date.
 
-DVC's Python interface is used for this planning only. Stages are run by ``dvc repro -s`` in processes of their own, because
-several threads of one process that use the interface at once break each other.
+DVC's Python interface is used for this planning only. Stages are run by ``dvc repro -s`` in processes of their own,
+because several threads of one process that use the interface at once break each other.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _name(stage: Any) -> str:
 
 
 def _matches(name: str, target: str) -> bool:
-    """Whether a stage is meant by a target: its name, its matrix family (``tune`` for ``tune@t5``) or ``dvc.yaml:name``."""
+    """Whether a target means a stage: its name, its matrix family (``tune`` for ``tune@t5``) or ``dvc.yaml:name``."""
     wanted = target.removeprefix("dvc.yaml:")
     return name == wanted or name.split("@")[0] == wanted
 
@@ -95,7 +95,9 @@ def plan(root: Path, targets: Sequence[str] = (), *, check: bool = True) -> list
     try:
         repo = Repo(str(root))
     except DvcException as error:
-        raise InputError("not a DVC workspace", where=root, found=error, remedy="run from the project's folder") from error
+        raise InputError(
+            "not a DVC workspace", where=root, found=error, remedy="run from the project's folder"
+        ) from error
     try:
         graph = repo.index.graph  # edges lead from a stage to what it needs
         names = {stage: _name(stage) for stage in graph.nodes if getattr(stage, "cmd", None)}
@@ -105,7 +107,9 @@ def plan(root: Path, targets: Sequence[str] = (), *, check: bool = True) -> list
                 found = {stage for stage, name in names.items() if _matches(name, target)}
                 if not found:
                     raise InputError(
-                        "unknown stage", found=target, expected=", ".join(sorted({n.split("@")[0] for n in names.values()}))
+                        "unknown stage",
+                        found=target,
+                        expected=", ".join(sorted({n.split("@")[0] for n in names.values()})),
                     )
                 for stage in found:
                     wanted |= {stage, *networkx.descendants(graph, stage)}
@@ -121,10 +125,14 @@ def plan(root: Path, targets: Sequence[str] = (), *, check: bool = True) -> list
             # Stages without a command (imported data) only pass dependencies on.
             needs = sorted({names[other] for other in networkx.descendants(graph, node) if other in names})
             direct = sorted(names[other] for other in graph.successors(node) if other in names) or needs
-            touched = not check or node.addressing in reported or node.always_changed or any(need in dirty for need in needs)
+            touched = (
+                not check or node.addressing in reported or node.always_changed or any(need in dirty for need in needs)
+            )
             if touched:
                 dirty.add(name)
-            stages.append(Stage(name, tuple(direct), read_meta(name, node.meta), not touched, bool(node.always_changed)))
+            stages.append(
+                Stage(name, tuple(direct), read_meta(name, node.meta), not touched, bool(node.always_changed))
+            )
         return stages
     except DvcException as error:
         raise InputError("DVC cannot read the pipeline", where=root / "dvc.yaml", found=error) from error

@@ -1,12 +1,13 @@
 """The pipeline as a Prefect flow: one task per DVC stage, the graph read from DVC.
 
-``python -m flows.pipeline`` runs what is out of date, several stages side by side; ``--targets tune vqa`` runs these and what they
-need; ``--force`` runs them even when nothing changed. ``dvc.yaml`` stays the only place where a dependency, a GPU need or a retry is
-written (``meta: {gpus: 1, retries: 1, retry_delay: 30}``).
+``python -m flows.pipeline`` runs what is out of date, several stages side by side; ``--targets tune vqa`` runs these
+and what they need; ``--force`` runs them even when nothing changed. ``dvc.yaml`` stays the only place where a
+dependency, a GPU need or a retry is written (``meta: {gpus: 1, retries: 1, retry_delay: 30}``).
 
-Features: up-to-date stages are shown as cached without starting DVC; a failed stage stops only what depends on it; GPUs are given out
-by device; a stopped flow leaves no process behind; stages, Table 2 and the accuracy figure are shown as artifacts. Works offline: without
-a Prefect server one is started for the run (``PREFECT_API_URL`` names another).
+Features: up-to-date stages are shown as cached without starting DVC; a failed stage stops only what depends on it;
+GPUs are given out by device; a stopped flow leaves no process behind; stages, Table 2 and the accuracy figure are
+shown as artifacts. Works offline: without a Prefect server one is started for the run (``PREFECT_API_URL`` names
+another).
 
 Not supported: several machines (each stage runs where the flow runs).
 """
@@ -45,7 +46,13 @@ from medalign3d.progress import format_seconds  # noqa: E402
 MAXIMUM_THREADS = 64
 POLL_SECONDS = 0.1
 # What DVC says to people who type commands.
-CHATTER = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
+CHATTER = (
+    "To track the changes with git",
+    "git add ",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+)
 UNCHANGED = "didn't change, skipping"
 RESTORED = "is cached - skipping run"
 
@@ -124,7 +131,7 @@ def _outcome(stage: Stage, future: PrefectFuture[Any] | None) -> Outcome:
         return Outcome(stage.name, "not started", 0.0)
     state = future.state
     if state.is_completed():
-        return future.result()  # type: ignore[no-any-return]
+        return future.result()
     if state.name == "NotReady" or state.is_pending():
         return Outcome(stage.name, "not run: something it needs failed", 0.0)
     return Outcome(stage.name, "stopped" if state.is_cancelled() or processes.stopping() else "failed", 0.0)
@@ -135,6 +142,7 @@ def _submit_all(stages: Sequence[Stage], root: Path, gpus: list[str], force: boo
     futures: dict[str, PrefectFuture[Any]] = {}
     waiting = list(stages)
     running: set[str] = set()
+    working: set[str] = set()
     try:
         while waiting or running:
             running = {name for name in running if not _finished(futures[name])}
@@ -142,9 +150,9 @@ def _submit_all(stages: Sequence[Stage], root: Path, gpus: list[str], force: boo
             for stage in ready:
                 # A stage that has nothing to do takes nobody's place.
                 idle = stage.up_to_date and not force
-                if not idle and len(running) >= workers:
+                if not idle and len(working & running) >= workers:
                     continue
-                named = run_stage.with_options(
+                named: Any = run_stage.with_options(
                     name=stage.name.split("@")[0],
                     task_run_name=stage.name,
                     retries=stage.meta.retries,
@@ -156,6 +164,8 @@ def _submit_all(stages: Sequence[Stage], root: Path, gpus: list[str], force: boo
                 )
                 waiting.remove(stage)
                 running.add(stage.name)
+                if not idle:
+                    working.add(stage.name)
             time.sleep(POLL_SECONDS)
     except BaseException:
         processes.stop_all()
@@ -169,14 +179,18 @@ def stage_table(outcomes: Sequence[Outcome]) -> str:
     """The outcomes as text."""
     width = max(len(outcome.stage) for outcome in outcomes) if outcomes else 5
     lines = [f"{'stage':<{width}}  {'outcome':<36} {'time':>7}"]
-    lines += [f"{o.stage:<{width}}  {o.outcome:<36} {format_seconds(o.seconds) if o.seconds else '':>7}" for o in outcomes]
+    lines += [
+        f"{o.stage:<{width}}  {o.outcome:<36} {format_seconds(o.seconds) if o.seconds else '':>7}" for o in outcomes
+    ]
     return "\n".join(lines)
 
 
 def _show_artifacts(outcomes: Sequence[Outcome], root: Path) -> None:
     """Show the stages and the report's Table 2 in Prefect's pages."""
     create_table_artifact(
-        table=[{"stage": o.stage, "outcome": o.outcome, "seconds": round(o.seconds, 1), "gpus": o.gpus} for o in outcomes],
+        table=[
+            {"stage": o.stage, "outcome": o.outcome, "seconds": round(o.seconds, 1), "gpus": o.gpus} for o in outcomes
+        ],
         key="stages",
         description="What became of every stage",
     )
@@ -194,9 +208,7 @@ def _show_artifacts(outcomes: Sequence[Outcome], root: Path) -> None:
     task_runner=ThreadPoolTaskRunner(max_workers=MAXIMUM_THREADS),  # type: ignore[arg-type]
     validate_parameters=True,
 )
-def pipeline(
-    targets: list[str] | None = None, force: bool = False, workers: int = 2, root: str = "."
-) -> State[Any]:
+def pipeline(targets: list[str] | None = None, force: bool = False, workers: int = 2, root: str = ".") -> State[Any]:
     """Run the DVC pipeline.
 
     Parameters

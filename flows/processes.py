@@ -174,8 +174,9 @@ def visible_gpus() -> list[str]:
 def gpu_slots(number: int, gpus: Sequence[str], root: Path) -> Iterator[tuple[list[str], list[int]]]:
     """Hold ``number`` GPUs: yields their identifiers and the descriptors of their lock files.
 
-    One locked file per device gives device identity, needs no server, and is freed by the kernel however a process ends. All of
-    a stage's GPUs are taken at once or none, so two stages cannot wait for each other. Without any GPU nothing is held.
+    One locked file per device gives device identity, needs no server, and is freed by the kernel however a process
+    ends. All of a stage's GPUs are taken at once or none, so two stages cannot wait for each other. Without any GPU
+    nothing is held.
 
     Raises
     ------

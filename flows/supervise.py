@@ -1,9 +1,10 @@
 """Run one command so that nothing of it outlives whoever asked for it.
 
-``python flows/supervise.py SECONDS COMMAND...`` starts the command in a process group of its own. When this process gets SIGTERM or
-SIGINT, or its parent dies (the kernel then sends SIGTERM, Linux only), the command's processes are asked to end, the leaves of the
-process tree first: so a training run closes its MLflow run and writes its checkpoint before ``dvc`` above it gives up. What is
-still there after SECONDS is killed. ``dvc`` itself, given SIGTERM, would leave its child running.
+``python flows/supervise.py SECONDS COMMAND...`` starts the command in a process group of its own. When this process
+gets SIGTERM or SIGINT, or its parent dies (the kernel then sends SIGTERM, Linux only), the command's processes are
+asked to end, the leaves of the process tree first: so a training run closes its MLflow run and writes its checkpoint
+before ``dvc`` above it gives up. What is still there after SECONDS is killed. ``dvc`` itself, given SIGTERM, would
+leave its child running.
 """
 
 from __future__ import annotations

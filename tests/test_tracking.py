@@ -211,7 +211,9 @@ def validation_rows(accuracy: dict[tuple[str, str, int], tuple[float, float]]) -
 
 
 def test_the_best_model_is_chosen_on_validation_rows_only():
-    rows = validation_rows({("t5", "frozen", 0): (0.9, 0.1), ("gpt2", "lora", 1): (0.6, 1.0), ("t5", "lora", 0): (0.9, 1.0)})
+    rows = validation_rows(
+        {("t5", "frozen", 0): (0.9, 0.1), ("gpt2", "lora", 1): (0.6, 1.0), ("t5", "lora", 0): (0.9, 1.0)}
+    )
     best = tracking.choose_best(rows, "full")
     assert (best["language_model"], best["setting"], best["run"]) == ("t5", "frozen", 0)
     assert best["validation_balanced_accuracy"] == pytest.approx(0.9)
@@ -231,7 +233,10 @@ def test_flatten_and_hashes(params):
 
 
 def test_the_library_does_not_import_mlflow():
-    code = "import sys, medalign3d.tracking, medalign3d.report; sys.exit(any(m in sys.modules for m in ('mlflow', 'prefect', 'dvc')))"
+    code = (
+        "import sys, medalign3d.tracking, medalign3d.report; "
+        "sys.exit(any(name in sys.modules for name in ('mlflow', 'prefect', 'dvc')))"
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 

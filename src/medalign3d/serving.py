@@ -1,8 +1,9 @@
 """The served model: an MLflow models-from-code file that answers questions about an image and a record.
 
-Input columns: ``question`` (the name of a known question or words), and optionally ``text`` (the record), ``image_path`` (a
-NIfTI, Analyze or ``.npy`` file, or a DICOM folder or zip, readable where the model runs) or ``image`` (a normalized volume as nested
-lists of 0-255). Output columns: ``answer``, ``generated``, ``probabilities`` (JSON).
+Input columns: ``question`` (the name of a known question or words), and optionally ``text`` (the record),
+``image_path`` (a NIfTI, Analyze or ``.npy`` file, or a DICOM folder or zip, readable where the model runs) or
+``image`` (a normalized volume as nested lists of 0-255). Output columns: ``answer``, ``generated``, ``probabilities``
+(JSON).
 
 This module is only imported by MLflow when a model is saved or loaded; nothing else in the package imports it.
 """
@@ -25,7 +26,7 @@ from medalign3d.files import read_json
 from medalign3d.params import Params, validate_params
 
 
-class ServedModel(PythonModel):  # type: ignore[misc]
+class ServedModel(PythonModel):
     """Loads a trained run on the backbones that travel with it."""
 
     model: Any
@@ -39,7 +40,9 @@ class ServedModel(PythonModel):  # type: ignore[misc]
         folder = Path(context.artifacts["run"])
         config = ModelConfig.from_json(read_json(folder / "config.json")["model"])
         moved = {
-            f"{part}_checkpoint": context.artifacts[part] for part in ("vision", "language") if part in context.artifacts
+            f"{part}_checkpoint": context.artifacts[part]
+            for part in ("vision", "language")
+            if part in context.artifacts
         }
         self.settings = validate_params(read_json(context.artifacts["params"]), source="params.json")
         self.model = MedAlign3D.load(folder, dataclasses.replace(config, **moved))
@@ -52,7 +55,9 @@ class ServedModel(PythonModel):  # type: ignore[misc]
         for row in model_input.to_dict("records"):
             volume = self._volume(row)
             text = row.get("text")
-            answered = answer_one("", volume, text if isinstance(text, str) else "", str(row["question"]), model=self.model)
+            answered = answer_one(
+                "", volume, text if isinstance(text, str) else "", str(row["question"]), model=self.model
+            )
             rows.append(
                 {
                     "answer": answered["answer"],
@@ -70,7 +75,9 @@ class ServedModel(PythonModel):  # type: ignore[misc]
             values = np.array([[list(line) for line in plane] for plane in image])
             if values.shape != shape or values.min() < 0 or values.max() > 255:
                 raise InputError(
-                    "an image is not a normalized volume", found=f"shape {values.shape}", expected=f"{shape}, values 0-255"
+                    "an image is not a normalized volume",
+                    found=f"shape {values.shape}",
+                    expected=f"{shape}, values 0-255",
                 )
             return values.astype(np.uint8)
         if not isinstance(path, str) or not path:
@@ -83,11 +90,11 @@ class ServedModel(PythonModel):  # type: ignore[misc]
                     found=f"{stored.dtype} {stored.shape}",
                     expected=f"uint8 {shape}",
                 )
-            return stored  # type: ignore[no-any-return]
+            return stored
         from medalign3d.volumes.normalize import normalize_volume
-        from medalign3d.volumes.read import read_any
+        from medalign3d.volumes.read import read_volume
 
-        normalized = normalize_volume(read_any(Path(path)), self.settings.normalize)
+        normalized = normalize_volume(read_volume(Path(path).parent, Path(path).name), self.settings.normalize)
         if normalized.verdict != "accepted":
             raise InputError("an image could not be normalized", found=normalized.reason)
         return normalized.array

@@ -5,12 +5,13 @@ What is recorded is tied to the git commit, the DVC stage and the hash of its pa
 - one SQLite database, made once under a file lock and then switched to write-ahead logging, so that several processes
   may write at the same time;
 - step metrics go out in batches (one transaction for about twenty steps);
-- a run ends as FINISHED, FAILED (an exception) or KILLED (SIGTERM, Ctrl-C); runs whose process is gone are closed as KILLED
-  when the next run of the same experiment starts;
+- a run ends as FINISHED, FAILED (an exception) or KILLED (SIGTERM, Ctrl-C); runs whose process is gone are closed as
+  KILLED when the next run of the same experiment starts;
 - after the start a tracking failure is a warning: hours of training are never lost to a full or absent tracking server;
-- ``mlflow_run.json`` records (deterministic: no ids, no clock) let :func:`restore_runs` rebuild runs that a database lacks,
-  for example when DVC restored a stage from its cache;
-- the best model *by validation rows* is registered with the alias ``champion`` and answers through ``mlflow models serve``.
+- ``mlflow_run.json`` records (deterministic: no ids, no clock) let :func:`restore_runs` rebuild runs that a database
+  lacks, for example when DVC restored a stage from its cache;
+- the best model *by validation rows* is registered with the alias ``champion`` and answers through ``mlflow models
+  serve``.
 
 Not supported: system metrics, and logging from several threads into one :class:`Run`.
 
@@ -51,11 +52,16 @@ PARAMS_LIMIT = 100  # and at most 100 parameters
 VALUE_LIMIT = 500  # characters of a parameter's value that are kept
 BUSY_SECONDS = 60  # how long a writer waits for another one
 CHAMPION = "champion"
+SERVING_PACKAGES = (
+    "mlflow", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "PyYAML",
+    "nibabel", "nilearn", "scipy", "pydicom", "monai", "sacremoses",
+)  # fmt: skip
+"""What a served model needs, at the versions that trained it."""
 TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
 
 
 def git_commit(root: Path = Path(".")) -> str:
-    """The commit that made an output: 40 hexadecimal digits, followed by `` (modified)`` where code or parameters differ.
+    """The commit that made an output: 40 hexadecimal digits, then `` (modified)`` where code or parameters differ.
 
     ``unknown`` outside a git checkout.
     """
@@ -101,7 +107,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# --- the database -------------------------------------------------------------------------------------------------------
+# --- the database -----------------------------------------------------------------------------------------------------
 
 
 def _sqlite_file(uri: str, root: Path) -> Path | None:
@@ -170,7 +176,7 @@ def prepare(params: Params, root: Path = Path(".")) -> tuple[MlflowClient, str]:
         ) from error
 
 
-# --- one run ------------------------------------------------------------------------------------------------------------
+# --- one run ----------------------------------------------------------------------------------------------------------
 
 
 class Run:
@@ -384,7 +390,8 @@ def track_run(
         run: Run | None = None
         if resume:
             # A run that is still RUNNING here belongs to a living process.
-            query = f"tags.`medalign3d.key` = '{key}' and attributes.status != 'FINISHED' and attributes.status != 'RUNNING'"
+            ended = "attributes.status != 'FINISHED' and attributes.status != 'RUNNING'"
+            query = f"tags.`medalign3d.key` = '{key}' and {ended}"
             unfinished = client.search_runs([experiment], query, max_results=1)
             if unfinished:
                 run = Run(client, unfinished[0].info.run_id, record)
@@ -445,7 +452,7 @@ def restore_runs(params: Params, records: Iterable[Path], root: Path = Path(".")
     return created
 
 
-# --- the best model -----------------------------------------------------------------------------------------------------
+# --- the best model ---------------------------------------------------------------------------------------------------
 
 
 def choose_best(predictions: pd.DataFrame, headline_text: str) -> dict[str, Any]:
@@ -461,8 +468,8 @@ def choose_best(predictions: pd.DataFrame, headline_text: str) -> dict[str, Any]
     Returns
     -------
     dict
-        ``language_model``, ``setting`` (``frozen`` or ``lora``), ``run``, ``validation_balanced_accuracy`` (mean over cohorts),
-        ``validation_images``.
+        ``language_model``, ``setting`` (``frozen`` or ``lora``), ``run``, ``validation_balanced_accuracy`` (mean over
+        cohorts), ``validation_images``.
 
     Raises
     ------
@@ -493,7 +500,7 @@ def choose_best(predictions: pd.DataFrame, headline_text: str) -> dict[str, Any]
             {
                 "language_model": str(model),
                 "setting": str(setting),
-                "run": int(run),
+                "run": int(str(run)),
                 "validation_balanced_accuracy": sum(scores) / len(scores),
                 "validation_images": int(group["image_id"].nunique()),
             }
@@ -508,9 +515,7 @@ def choose_best(predictions: pd.DataFrame, headline_text: str) -> dict[str, Any]
 def _serving_requirements() -> list[str]:
     from importlib.metadata import version
 
-    names = ("mlflow", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "PyYAML",
-             "nibabel", "nilearn", "scipy", "pydicom", "monai", "sacremoses")  # fmt: skip
-    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+    return [f"{name}=={version(name).split('+')[0]}" for name in SERVING_PACKAGES]
 
 
 def _signature() -> Any:
@@ -535,8 +540,8 @@ def _signature() -> Any:
 def package_model(params: Params, run_folder: Path, out: Path, root: Path = Path(".")) -> None:
     """Write a trained run as an MLflow model: trainables, the local backbones it stands on, and this package's code.
 
-    Backbones that are Hugging Face ids are named, not copied: they are fetched (at their pinned revision) where the model
-    is served.
+    Backbones that are Hugging Face ids are named, not copied: they are fetched (at their pinned revision) where the
+    model is served.
     """
     quiet.apply()
     import mlflow.pyfunc
@@ -574,8 +579,8 @@ def register_best(params: Params, root: Path = Path(".")) -> dict[str, Any]:
     Returns
     -------
     dict
-        What :func:`choose_best` returns, ``model_sha256``, ``registered_model`` and ``alias`` (both null with tracking off).
-        It holds neither clock nor version, so that the same work gives the same bytes.
+        What :func:`choose_best` returns, ``model_sha256``, ``registered_model`` and ``alias`` (both null with tracking
+        off). It holds neither clock nor version, so that the same work gives the same bytes.
 
     Raises
     ------
@@ -615,7 +620,11 @@ def register_best(params: Params, root: Path = Path(".")) -> dict[str, Any]:
                 name,
                 tags={"simulated": str(params.simulated).lower(), "profile": params.profile},
                 description="Answers questions about a T1 volume and a health record. "
-                + ("Trained on SIMULATED people: of no use for patients." if params.simulated else "Not a medical device."),
+                + (
+                    "Trained on SIMULATED people: of no use for patients."
+                    if params.simulated
+                    else "Not a medical device."
+                ),
             )
         same = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("content") == content]
         if same:
@@ -626,7 +635,9 @@ def register_best(params: Params, root: Path = Path(".")) -> dict[str, Any]:
                 client.log_artifacts(run.run_id, str(Path(scratch) / "model"), artifact_path="model")
             source = client.get_run(run.run_id).info.artifact_uri + "/model"
             tags = {"content": content, "simulated": str(params.simulated).lower(), "git_commit": git_commit(root)}
-            tags |= {key: str(best[key]) for key in ("language_model", "setting", "run", "validation_balanced_accuracy")}
+            tags |= {
+                key: str(best[key]) for key in ("language_model", "setting", "run", "validation_balanced_accuracy")
+            }
             version = client.create_model_version(name, source, run.run_id, tags=tags).version
         client.set_registered_model_alias(name, CHAMPION, version)
     return {**result, "registered_model": name, "alias": CHAMPION}

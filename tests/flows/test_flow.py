@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -98,14 +99,17 @@ def starts(root: Path) -> list[str]:
     return (root / "log/starts").read_text().split()
 
 
-# --- planning -------------------------------------------------------------------------------------------------------------
+# --- planning ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_plan_is_dvcs_graph(make_project):
     from flows.graph import plan
 
     root = make_project(
-        stage("c", "a,b"), stage("a", meta="gpus: 1, retries: 2, retry_delay: 0.5, other: x"), stage("b"), stage("d", "c")
+        stage("c", "a,b"),
+        stage("a", meta="gpus: 1, retries: 2, retry_delay: 0.5, other: x"),
+        stage("b"),
+        stage("d", "c"),
     )
     stages = plan(root)
     assert [s.name for s in stages] == ["a", "b", "c", "d"]
@@ -139,7 +143,7 @@ def test_the_projects_own_graph_can_be_planned():
     assert all(place[need] < place[s.name] for s in stages for need in s.needs)
 
 
-# --- running --------------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -157,7 +161,9 @@ def test_runs_in_order_then_not_again_then_only_what_changed(make_project, serve
     assert len(starts(root)) == 4
 
     (root / "b").unlink()  # a lost output comes back from the cache, without work
-    (root / "dvc.yaml").write_text((root / "dvc.yaml").read_text().replace("work.py d 'a' quick", "work.py d 'a' other"))
+    (root / "dvc.yaml").write_text(
+        (root / "dvc.yaml").read_text().replace("work.py d 'a' quick", "work.py d 'a' other")
+    )
     state, outcomes = run(root, targets=["d", "b"])
     assert state.is_completed()
     assert outcomes["d"] == "ran"
@@ -200,7 +206,7 @@ def test_gpus_are_given_out_by_device(make_project, server, monkeypatch):
     assert set(used) == {"4", "7"}
     for spans in used.values():
         spans.sort()
-        assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
+        assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
 
 
 @pytest.mark.slow
@@ -240,7 +246,7 @@ def test_more_gpus_than_there_are_is_an_error(tmp_path):
         assert own == []
 
 
-# --- stopping -------------------------------------------------------------------------------------------------------------
+# --- stopping ---------------------------------------------------------------------------------------------------------
 
 
 def workers_of(root: Path) -> list[psutil.Process]:
@@ -293,7 +299,10 @@ def test_a_stopped_flow_leaves_no_process_behind(make_project, server, number):
 
 @pytest.mark.slow
 def test_the_supervisor_asks_leaves_first_and_then_uses_force(tmp_path):
-    leaf = "import signal,sys,time,pathlib\nsignal.signal(15, lambda *a: (pathlib.Path('leaf').touch(), sys.exit(0)))\ntime.sleep(99)"
+    leaf = (
+        "import signal,sys,time,pathlib\n"
+        "signal.signal(15, lambda *a: (pathlib.Path('leaf').touch(), sys.exit(0)))\ntime.sleep(99)"
+    )
     (tmp_path / "leaf.py").write_text(leaf)
     (tmp_path / "middle.py").write_text(
         "import signal,subprocess,sys,time\nsignal.signal(15, signal.SIG_IGN)\n"
@@ -314,7 +323,7 @@ def test_the_supervisor_passes_the_exit_status_on(tmp_path):
     assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 7
 
 
-# --- deployment -----------------------------------------------------------------------------------------------------------
+# --- deployment -------------------------------------------------------------------------------------------------------
 
 
 def test_the_deployment_names_the_flow():

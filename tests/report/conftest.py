@@ -151,7 +151,8 @@ def build_project(root: Path, params: Params, people_per_class: int = 12, seed: 
             older = not crossed or number % 4
             images.append(
                 {
-                    "image_id": image_id, "person_id": f"sub-{benchmark.cohort}{number:04d}", "dataset": benchmark.cohort,
+                    "image_id": image_id, "person_id": f"sub-{benchmark.cohort}{number:04d}",
+                    "dataset": benchmark.cohort,
                     "sex": "FM"[number % 2], "age_years": float(60 + number % 31 if older else 25 + number % 20),
                     "educ_years": 12.0 if number % 3 else np.nan, "educ_code": pd.NA, "ses": pd.NA,
                     "mmse": float(24 + number % 6), "cdr_global": 0.5, "cdr_sb": np.nan, "lm_immediate": np.nan,
@@ -164,7 +165,8 @@ def build_project(root: Path, params: Params, people_per_class: int = 12, seed: 
             split = "fold" if crossed else ("zeroshot" if benchmark.zero_shot else ("test" if number % 5 else "val"))
             assignment.append(
                 {
-                    "image_id": image_id, "person_id": images[-1]["person_id"], "dataset": benchmark.cohort, "split": split,
+                    "image_id": image_id, "person_id": images[-1]["person_id"], "dataset": benchmark.cohort,
+                    "split": split,
                     "fold": number % params.split.folds if crossed else -1, "class": code, "benchmark": name,
                 }
             )  # fmt: skip
@@ -206,7 +208,9 @@ def build_project(root: Path, params: Params, people_per_class: int = 12, seed: 
                             )  # fmt: skip
         folder = "baselines" if model == "baseline" else model
         write_parquet(
-            root / f"data/evaluation/{folder}/predictions.parquet", pd.DataFrame(rows, columns=PREDICTION_COLUMNS), label
+            root / f"data/evaluation/{folder}/predictions.parquet",
+            pd.DataFrame(rows, columns=PREDICTION_COLUMNS),
+            label,
         )
     _vqa(root, params, people, rng)
     for cohort in params.cohorts:
@@ -216,7 +220,9 @@ def build_project(root: Path, params: Params, people_per_class: int = 12, seed: 
         missing = own[~own["image_id"].isin(index["image_id"])]
         extra = index.iloc[[1]].copy()
         more = pd.concat([extra.assign(image_id=i) for i in missing["image_id"]]) if len(missing) else index.head(0)
-        write_parquet(root / "data/volumes" / cohort / "index.parquet", pd.concat([index, more], ignore_index=True), label)
+        write_parquet(
+            root / "data/volumes" / cohort / "index.parquet", pd.concat([index, more], ignore_index=True), label
+        )
         write_parquet(root / "data/cohorts" / cohort / "images.parquet", own[["image_id"]], label)
         quarantine = pd.DataFrame(
             {"reason": ["NO_DIAGNOSIS", "NO_DIAGNOSIS", "CSV_BAD_LINE"], "level": ["image", "image", "table"],

@@ -50,7 +50,7 @@ def provenance_of(params) -> Provenance:
 
 def test_table2_equals_hand_computed_numbers(demo_params):
     truths = ["NC"] * 4 + ["MCI"] * 2 + ["AD_DEM"] * 2
-    first = ["NC"] * 4 + ["MCI", "NC"] + ["NC", "NC"]  # 5 of 8; recalls 1, 1/2, 0
+    first = ["NC", "NC", "NC", "NC", "MCI", "NC", "NC", "NC"]  # 5 of 8; recalls 1, 1/2, 0
     second = ["NC", "NC", "NC", "MCI"] + ["MCI", "MCI"] + ["AD_DEM", "NC"]  # 6 of 8; recalls 3/4, 1, 1/2
     summary = tables.summarize(small_predictions(demo_params, truths, [first, second]), demo_params)
     table = tables.table2(summary, demo_params, provenance_of(demo_params))
@@ -158,9 +158,7 @@ def test_image_gain_is_the_paired_difference(demo_params):
     truths = ["NC", "NC", "MCI", "MCI", "AD_DEM", "AD_DEM"]
     with_image = small_predictions(demo_params, truths, [truths])
     control = small_predictions(demo_params, truths, [["NC"] * 6], setting="control_shuffled")
-    table = tables.table_image_gain(
-        pd.concat([with_image, control]), demo_params, provenance_of(demo_params)
-    )
+    table = tables.table_image_gain(pd.concat([with_image, control]), demo_params, provenance_of(demo_params))
     assert table is not None
     assert table.tidy["accuracy_difference"].tolist() == [pytest.approx(4 / 6)]
     assert table.rows[0][5].startswith("+66.7 [")

@@ -24,8 +24,8 @@ def build_report(params: Params, root: Path = Path(".")) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``tables`` (name -> :class:`medalign3d.report.table.Table`), ``paths`` (all files, relative to ``root``), ``page``, and
-        ``metrics`` (nested numbers of Table 2, for ``data/metrics.json``).
+        ``tables`` (name -> :class:`medalign3d.report.table.Table`), ``paths`` (all files, relative to ``root``),
+        ``page``, and ``metrics`` (nested numbers of Table 2, for ``data/metrics.json``).
 
     Raises
     ------

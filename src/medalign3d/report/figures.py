@@ -56,7 +56,8 @@ RIGHT, WRONG = "#2e7d4f", "#b23b3b"
 
 OUTLINE = (242, 177, 52)
 REFERENCES = ("ehr", "pca_ehr", "regions_ehr", "oracle_both")
-# Slices in MNI millimetres: for quality control near the middle; for cases through the left hippocampus and the ventricles.
+# Slices in MNI millimetres: for quality control near the middle; for cases through the left hippocampus and the
+# ventricles.
 QUALITY_SLICES_MM = (-2.0, -20.0, 6.0)
 CASE_SLICES_MM = (-27.0, -22.0, 14.0)
 
@@ -87,7 +88,7 @@ def _style() -> Iterator[Any]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    settings = {
+    settings: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "axes.edgecolor": MUTED,
@@ -134,7 +135,7 @@ def _heading(figure: Figure, title: str, provenance: Provenance, *, top_inches: 
     figure.text(0.01, -0.02 - 0.12 / height, provenance.footer, ha="left", va="top", fontsize=6.5, color=MUTED)
 
 
-# --- accuracy -----------------------------------------------------------------------------------------------------------
+# --- accuracy ---------------------------------------------------------------------------------------------------------
 
 
 def accuracy_figure(summary: pd.DataFrame, params: Params, provenance: Provenance, folder: Path) -> Picture:
@@ -167,9 +168,9 @@ def accuracy_figure(summary: pd.DataFrame, params: Params, provenance: Provenanc
         figure.tight_layout()
         _heading(figure, f"{metric.replace('_', ' ').capitalize()} with 95 % intervals over persons", provenance)
         caption = (
-            f"{metric.replace('_', ' ').capitalize()} (%), mean over runs; whiskers: 95 % bootstrap interval over persons; dotted "
-            "line: chance; other lines: baselines"
-            + (" and oracle bounds." if provenance.simulated else ".")
+            f"{metric.replace('_', ' ').capitalize()} (%), mean over runs; whiskers: 95 % bootstrap interval over "
+            "persons; dotted "
+            "line: chance; other lines: baselines" + (" and oracle bounds." if provenance.simulated else ".")
         )
         return _save(figure, folder, "accuracy", caption)
 
@@ -223,15 +224,19 @@ def _unique_legend(axes: npt.NDArray[Any]) -> tuple[list[Any], list[str]]:
     return list(seen.values()), [textwrap.fill(name, 44) for name in seen]
 
 
-def image_gain_figure(gain: pd.DataFrame | None, params: Params, provenance: Provenance, folder: Path) -> Picture | None:
-    """What the image adds over the trained control, headline text, with intervals; ``gain`` is the table's tidy form."""
+def image_gain_figure(
+    gain: pd.DataFrame | None, params: Params, provenance: Provenance, folder: Path
+) -> Picture | None:
+    """What the image adds over the trained control, headline text, with intervals; ``gain``: the tidy table."""
     if gain is None:
         return None
     metric = "balanced_accuracy" if params.split.mode == "cross_validation" else "accuracy"
     shown = gain[(gain["text_ablation"] == params.evaluate.headline_text) & ~gain["suppressed"].astype(bool)]
     if shown.empty:
         return None
-    titles = {(b, p): b if p == "all" else f"{b}, {p}" for b, p in zip(shown["benchmark"], shown["population"], strict=True)}
+    titles = {
+        (b, p): b if p == "all" else f"{b}, {p}" for b, p in zip(shown["benchmark"], shown["population"], strict=True)
+    }
     with _style() as plt:
         number = len(shown)
         figure, axis = plt.subplots(figsize=(9.5, 0.2 * number + 0.42 * len(titles) + 0.8))
@@ -259,13 +264,13 @@ def image_gain_figure(gain: pd.DataFrame | None, params: Params, provenance: Pro
         figure.tight_layout()
         _heading(figure, "What the right image adds over the trained control", provenance)
         caption = (
-            f"Paired difference in {metric.replace('_', ' ')} on the same images; lines: 95 % bootstrap intervals over persons. An "
-            "interval that crosses zero shows no gain."
+            f"Paired difference in {metric.replace('_', ' ')} on the same images; lines: 95 % bootstrap intervals over "
+            "persons. An interval that crosses zero shows no gain."
         )
         return _save(figure, folder, "image_gain", caption)
 
 
-# --- confusion, ROC, reliability ------------------------------------------------------------------------------------------
+# --- confusion, ROC, reliability --------------------------------------------------------------------------------------
 
 
 def _best_setting(predictions: pd.DataFrame) -> str:
@@ -274,9 +279,7 @@ def _best_setting(predictions: pd.DataFrame) -> str:
     return next((s for s in ("lora", "frozen", "text_only") if s in found), "text_only")
 
 
-def confusion_figure(
-    predictions: pd.DataFrame, params: Params, provenance: Provenance, folder: Path
-) -> Picture | None:
+def confusion_figure(predictions: pd.DataFrame, params: Params, provenance: Provenance, folder: Path) -> Picture | None:
     """Row-normalized confusion matrices, one row per language model, one column per benchmark (all runs together)."""
     rows = tested(predictions)
     setting = _best_setting(rows)
@@ -304,7 +307,9 @@ def confusion_figure(
                 if y == len(models) - 1:
                     axis.set_xlabel("predicted")
         figure.tight_layout()
-        title = f"Confusion matrices, {labels.setting_label(setting)}, {labels.text_label(params.evaluate.headline_text)}"
+        title = (
+            f"Confusion matrices, {labels.setting_label(setting)}, {labels.text_label(params.evaluate.headline_text)}"
+        )
         _heading(figure, title, provenance)
         caption = (
             "Share of each true class (rows) that is given each answer, %; all runs together. Classes of fewer than "
@@ -414,12 +419,10 @@ def curve_figures(predictions: pd.DataFrame, params: Params, provenance: Provena
             else:
                 _heading(figure, f"Reliability, {title}", provenance)
                 caption = (
-                    "Accuracy within groups of equal size by confidence (softmax over the candidates); on the dotted line confidence "
-                    "equals accuracy. ECE in the legend."
+                    "Accuracy within groups of equal size by confidence (softmax over the candidates); on the dotted "
+                    "line confidence equals accuracy. ECE in the legend."
                 )
-            pictures.append(
-                _save(figure, folder, kind, caption + " The language model was chosen on validation rows.")
-            )
+            pictures.append(_save(figure, folder, kind, caption + " The language model was chosen on validation rows."))
     return pictures
 
 
@@ -453,7 +456,7 @@ def _line_colour(setting: str) -> str:
     return "#8a949e" if setting == "text_only" else SETTING_COLOURS[setting]
 
 
-# --- volumes ------------------------------------------------------------------------------------------------------------
+# --- volumes ----------------------------------------------------------------------------------------------------------
 
 
 def orthogonal_slices(volume: Array, at: tuple[int, int, int]) -> list[Array]:
@@ -475,7 +478,7 @@ def voxel_at(params: Params, millimetres: tuple[float, float, float]) -> tuple[i
 
 
 def _read_volume(root: Path, dataset: str, path: str) -> Array:
-    return np.load(root / "data/volumes" / dataset / path, allow_pickle=False)  # type: ignore[no-any-return]
+    return np.load(root / "data/volumes" / dataset / path, allow_pickle=False)
 
 
 def _side_by_side(pictures: Sequence[Array], gap: int = 2) -> Array:
@@ -549,23 +552,23 @@ def normalization_figures(params: Params, provenance: Provenance, folder: Path, 
             cohort_label = provenance.benchmark_label(cohort)
             _heading(figure, f"Normalized volumes of {cohort_label}", provenance)
             caption = (
-                f"{cohort_label}: {len(accepted)} of {len(index)} volumes accepted; shown are the {len(worst)} that agree "
-                "least with the template (local correlation in the corner), then others spread over the rest. Sagittal, "
-                "coronal, axial; the person's left is at the left. Yellow: outline of the template's brain."
+                f"{cohort_label}: {len(accepted)} of {len(index)} volumes accepted; shown are the {len(worst)} that "
+                "agree least with the template (local correlation in the corner), then others spread over the rest. "
+                "Sagittal, coronal, axial; the person's left is at the left. Yellow: outline of the template's brain."
             )
             pictures.append(_save(figure, folder, f"normalization_{cohort}", caption))
     return pictures
 
 
-# --- cases --------------------------------------------------------------------------------------------------------------
+# --- cases ------------------------------------------------------------------------------------------------------------
 
 
 def choose_cases(predictions: pd.DataFrame, params: Params, number: int) -> pd.DataFrame:
     """People for the cases figure, by a fixed rule that also shows errors.
 
-    Of the validation-chosen model's predictions on zero-shot benchmarks (test images where there are none): in turn one per
-    true class that the control or the text-only model got wrong and this model right, one per class that it got wrong, then
-    others; within a kind in the order of a hash of the image id.
+    Of the validation-chosen model's predictions on zero-shot benchmarks (test images where there are none): in turn
+    one per true class that the control or the text-only model got wrong and this model right, one per class that it
+    got wrong, then others; within a kind in the order of a hash of the image id.
     """
     best = choose_best(predictions, params.evaluate.headline_text)
     rows = tested(predictions)
@@ -623,11 +626,11 @@ def cases_figure(
             picture, words = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
             index = read_parquet(root / "data/volumes" / str(row.dataset) / "index.parquet")
             path = index.loc[index["image_id"] == row.image_id, "path"].iloc[0]
-            sagittal, coronal, axial = orthogonal_slices(
-                _read_volume(root, str(row.dataset), str(path)), place_shown
-            )
+            sagittal, coronal, axial = orthogonal_slices(_read_volume(root, str(row.dataset), str(path)), place_shown)
             upper = _side_by_side([coronal, axial])
-            canvas = np.zeros((upper.shape[0] + sagittal.shape[0] + 2, max(upper.shape[1], sagittal.shape[1])), np.uint8)
+            canvas = np.zeros(
+                (upper.shape[0] + sagittal.shape[0] + 2, max(upper.shape[1], sagittal.shape[1])), np.uint8
+            )
             canvas[: upper.shape[0], : upper.shape[1]] = upper
             left = (canvas.shape[1] - sagittal.shape[1]) // 2
             canvas[upper.shape[0] + 2 :, left : left + sagittal.shape[1]] = sagittal
@@ -636,14 +639,15 @@ def cases_figure(
             words.set_axis_off()
             words.set_xlim(0, 1)
             words.set_ylim(0, 1)
-            record = images.loc[row.image_id].to_dict()
+            record = {str(k): v for k, v in images.loc[str(row.image_id)].to_dict().items()}
             _case_words(words, row, _record_text(record, str(row.question), params), provenance, chr(ord("a") + place))
         title = f"Single people, {labels.language_model_label(params, best['language_model'])}, "
         title += labels.setting_label(str(best["setting"]))
         _heading(figure, title, provenance, top_inches=0.55)
         caption = (
-            "Scan slices, record, question, the model's answer and the truth. Chosen by a fixed rule that takes turns between people whom "
-            "text alone gets wrong and the model right, people whom the model gets wrong, and others, over the true classes."
+            "Scan slices, record, question, the model's answer and the truth. Chosen by a fixed rule that takes turns "
+            "between people whom text alone gets wrong and the model right, people whom the model gets wrong, and "
+            "others, over the true classes."
         )
         if not provenance.simulated:
             caption += " Single people's data: pass this figure on only as your data-use agreement allows."
@@ -670,11 +674,13 @@ def _case_words(axis: Axes, row: Any, record: str, provenance: Provenance, lette
         lines = textwrap.wrap(text, width)
         if len(lines) > 9:
             lines = [*lines[:8], lines[8][: width - 2] + " …"]
-        axis.text(0.0, y, "\n".join(lines), va="top", ha="left", fontsize=8.8, color=colour, weight=weight, linespacing=1.25)
+        axis.text(
+            0.0, y, "\n".join(lines), va="top", ha="left", fontsize=8.8, color=colour, weight=weight, linespacing=1.25
+        )
         y -= 0.066 * len(lines) + 0.03
 
 
-# --- training -----------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def read_histories(root: Path) -> list[dict[str, Any]]:
@@ -709,7 +715,15 @@ def training_figure(params: Params, provenance: Provenance, folder: Path, root: 
                     colour = CURVE_COLOURS[stages.index(history["stage"]) % len(CURVE_COLOURS)]
                     steps = [entry["step"] for entry in history["history"]]
                     values = [scale * entry[wanted] for entry in history["history"]]
-                    axis.plot(steps, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=STAGES.get(history["stage"], history["stage"]))
+                    axis.plot(
+                        steps,
+                        values,
+                        color=colour,
+                        marker="o",
+                        markersize=3,
+                        linewidth=1.3,
+                        label=STAGES.get(history["stage"], history["stage"]),
+                    )
                 if row == 0:
                     axis.set_title(labels.language_model_label(params, model), loc="left")
                 else:
@@ -720,11 +734,11 @@ def training_figure(params: Params, provenance: Provenance, folder: Path, root: 
         figure.legend(handles, names, loc="upper left", bbox_to_anchor=(1.0, 0.95), fontsize=8.5)
         figure.tight_layout()
         _heading(figure, "Training", provenance)
-        caption = "Mean training loss since the last validation, and the balanced score on validation people; one line per run."
+        caption = "Mean training loss since the last validation, and the validation score; one line per run."
         return _save(figure, folder, "training", caption)
 
 
-# --- all together -------------------------------------------------------------------------------------------------------
+# --- all together -----------------------------------------------------------------------------------------------------
 
 
 def build_figures(

@@ -34,28 +34,32 @@ def limits(params: Params) -> list[str]:
     """What the reader must know before using a number of this page."""
     shared = [
         "Not a medical device, and not validated for any clinical use.",
-        f"{params.training.runs} runs; a standard deviation over so few runs is itself uncertain. Intervals over persons do not "
-        "contain it.",
+        f"{params.training.runs} runs; a standard deviation over so few runs is itself uncertain. Intervals over "
+        "persons do not contain it.",
         "Many comparisons stand on this page and none is corrected for their number.",
     ]
     if params.simulated:
         return [
-            "All people, records and scans are simulated. Accuracies depend on how the simulator was set, not on medicine; the oracle "
-            "rows say what was attainable in it.",
-            "The backbones are tiny models made in minutes. LoRA is not expected to beat the frozen model at this size.",
+            "All people, records and scans are simulated. Accuracies depend on how the simulator was set, not on "
+            "medicine; the oracle rows say what was attainable in it.",
+            "The backbones are tiny models made in minutes. LoRA is not expected to beat the frozen model at this "
+            "size.",
             *shared,
         ]
     special = []
     if params.split.mode == "cross_validation":
         special.append(
-            "Cross-validation on one small set: choices of the recipe may have been made on the same people, so the figures are slightly "
-            "optimistic. Age alone separates young adults from people with dementia: read the older population."
+            "Cross-validation on one small set: choices of the recipe may have been made on the same people, so the "
+            "figures are slightly optimistic. Age alone separates young adults from people with dementia: read the "
+            "older population."
         )
     if all(benchmark.question in ("sex", "age_group") for benchmark in params.split.benchmarks.values()):
-        special.append("Sex and age group stand in for a diagnosis: this profile shows that the pipeline runs on real scans.")
+        special.append(
+            "Sex and age group stand in for a diagnosis: this profile shows that the pipeline runs on real scans."
+        )
     special.append(
-        "Cohorts can share people that no table links (ADNI and NACC centres recruit both; OASIS-3 and NACC overlap at one "
-        "centre)."
+        "Cohorts can share people that no table links (ADNI and NACC centres recruit both; OASIS-3 and NACC overlap at "
+        "one centre)."
     )
     return [*special, *shared]
 
@@ -66,7 +70,8 @@ def _lead(params: Params, provenance: Provenance) -> str:
     return (
         f"Profile {params.profile}: {people} people of {names}; language models "
         f"{', '.join(params.model.language.models[name].title for name in params.language_models)}. "
-        "A volume and a health record go in, a question is asked, and the language model's most likely answer is counted."
+        "A volume and a health record go in, a question is asked, and the language model's most likely answer is "
+        "counted."
     )
 
 

@@ -1,7 +1,7 @@
 """Figures that the published work reports, kept visibly apart from what this pipeline measured.
 
-Accuracy in percent, mean of five runs; AIBL and MIRIAD were not trained on. They are the authors' own figures on the real
-cohorts with billion-parameter language models and were not measured here.
+Accuracy in percent, mean of five runs; AIBL and MIRIAD were not trained on. They are the authors' own figures on the
+real cohorts with billion-parameter language models and were not measured here.
 """
 
 from __future__ import annotations
@@ -47,6 +47,6 @@ NEWER: tuple[tuple[str, str, str], ...] = (
 )
 
 CAVEAT = (
-    "Reported by the authors, not measured here: real cohorts, language models of 1.5 to 3.4 billion parameters, mean of five "
-    "runs without intervals; how the test sets were drawn was not published."
+    "Reported by the authors, not measured here: real cohorts, language models of 1.5 to 3.4 billion parameters, mean "
+    "of five runs without intervals; how the test sets were drawn was not published."
 )

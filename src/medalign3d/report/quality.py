@@ -35,7 +35,9 @@ class CohortQuality:
 
 def _counted(values: pd.Series) -> dict[str, int]:
     counts = values.dropna().astype(str).value_counts()
-    return {str(name): int(number) for name, number in sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))}
+    return {
+        str(name): int(number) for name, number in sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
+    }
 
 
 def cohort_quality(cohort: str, provenance: Provenance, root: Path = Path(".")) -> CohortQuality:

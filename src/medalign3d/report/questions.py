@@ -1,4 +1,4 @@
-"""Table 3: closed-ended visual questions, per question and overall, with N and Wilson intervals beside every accuracy."""
+"""Table 3: closed-ended visual questions, per question and overall, N and Wilson intervals beside every accuracy."""
 
 from __future__ import annotations
 
@@ -62,7 +62,13 @@ def table3(answers: pd.DataFrame, params: Params, provenance: Provenance) -> Tab
     header += [GROUPS.get(g, g.replace("_", " ")) for g in groups]
     first = summary.drop_duplicates("group").set_index("group")
     rows = [
-        ["N questions", "", "", "", *(f"<{minimum}" if g in hidden else str(first.loc[g, "questions"]) for g in groups)],
+        [
+            "N questions",
+            "",
+            "",
+            "",
+            *(f"<{minimum}" if g in hidden else str(first.loc[g, "questions"]) for g in groups),
+        ],
         ["chance", "", "", "", *(percent(float(first.loc[g, "chance"])) for g in groups)],
     ]
     sections: dict[int, str] = {}
@@ -113,11 +119,11 @@ def table3(answers: pd.DataFrame, params: Params, provenance: Provenance) -> Tab
         sections=sections,
         notes=notes_with(
             provenance,
-            f"Truth of the image questions: {truth}. The record given with them holds demographics only; both answers and "
-            "all letters are right equally often.",
-            "[ ]: 95 % Wilson interval for N questions; ± standard deviation over runs. Questions about one person are not "
-            "independent, so the intervals are somewhat narrow. 'M3D rule' counts an answer that holds the right letter "
-            "and a full stop anywhere, so a list of all letters is right.",
+            f"Truth of the image questions: {truth}. The record given with them holds demographics only; both answers "
+            "and all letters are right equally often.",
+            "[ ]: 95 % Wilson interval for N questions; ± standard deviation over runs. Questions about one person are "
+            "not independent, so the intervals are somewhat narrow. 'M3D rule' counts an answer that holds the right "
+            "letter and a full stop anywhere, so a list of all letters is right.",
             "Knowledge questions need no image and are never part of the overall figure; the tiny language models have "
             "read most of these facts." if params.simulated else
             "Knowledge questions need no image and are never part of the overall figure.",

@@ -5,7 +5,8 @@ Every table is made once and written as tidy CSV, Markdown and LaTeX. What they 
 - test and zero-shot images only: validation predictions never enter a table;
 - mean ± standard deviation over runs *and* a 95 % bootstrap interval over persons, with N and the number of runs;
 - balanced accuracy beside accuracy, trained controls and plain baselines beside the models;
-- names of simulated benchmarks carry ``SIM-`` and titles say so; real ones never do; published figures are a separate file;
+- names of simulated benchmarks carry ``SIM-`` and titles say so; real ones never do; published figures are a separate
+  file;
 - groups smaller than ``report.minimum_cell`` people are suppressed.
 
 Not supported: significance stars. ``table_image_gain`` gives paired differences with intervals instead.
@@ -42,7 +43,7 @@ PREDICTION_COLUMNS = (
 )  # fmt: skip
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_predictions(params: Params, root: Path = Path(".")) -> pd.DataFrame:
@@ -103,7 +104,7 @@ def read_ages(root: Path = Path(".")) -> pd.Series:
     return images.set_index("image_id")["age_years"].astype("float64")
 
 
-# --- cells --------------------------------------------------------------------------------------------------------------
+# --- cells ------------------------------------------------------------------------------------------------------------
 
 
 def percent(value: float) -> str:
@@ -159,11 +160,12 @@ def tidy_with(rows: list[dict[str, Any]], provenance: Provenance) -> pd.DataFram
 
 
 def notes_with(provenance: Provenance, *notes: str) -> list[str]:
+    """The lines below a table: the simulated label first, the provenance last."""
     warning = [f"{SIMULATED_WORDS}."] if provenance.simulated else []
     return [*warning, *notes, provenance.footer + "."]
 
 
-# --- Table 1: cohorts ---------------------------------------------------------------------------------------------------
+# --- Table 1: cohorts -------------------------------------------------------------------------------------------------
 
 
 def table1(params: Params, provenance: Provenance, root: Path = Path(".")) -> Table:
@@ -234,9 +236,10 @@ def table1(params: Params, provenance: Provenance, root: Path = Path(".")) -> Ta
         tidy=tidy_with(tidy, provenance),
         notes=notes_with(
             provenance,
-            f"One row counts images unless it says people. Groups of fewer than {minimum} are suppressed (and the smallest "
-            "sibling that would reveal them); ages above 89 are given as 90+.",
-            "A person may have images in several uses only where a row of one cohort says so: people are split, not images.",
+            f"One row counts images unless it says people. Groups of fewer than {minimum} are suppressed (and the "
+            "smallest sibling that would reveal them); ages above 89 are given as 90+.",
+            "A person may have images in several uses only where a row of one cohort says so: people are split, not "
+            "images.",
         ),
     )
 
@@ -254,7 +257,7 @@ def _age_range(values: pd.Series, minimum: int) -> str:
     return f"{min(low, 90)}–{high if high < 90 else '90+'}"
 
 
-# --- Table 2: classification --------------------------------------------------------------------------------------------
+# --- Table 2: classification ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -413,8 +416,8 @@ def _classification_table(
     sections: dict[int, str] = {}
     tidy: list[dict[str, Any]] = []
     indexed = {
-        (row.language_model, row.setting, row.text_ablation, row.benchmark, row.population): row.Index
-        for row in summary.itertuples()
+        (row.language_model, row.setting, row.text_ablation, row.benchmark, row.population): place
+        for place, row in enumerate(summary.itertuples())
     }
     section = ""
     for key in ordered_rows(summary, params).itertuples():
@@ -430,7 +433,7 @@ def _classification_table(
                 cells += [MISSING, MISSING]
                 compact_cells.append(MISSING)
                 continue
-            row = summary.loc[index]
+            row = summary.iloc[index]
             runs.add(int(row["runs"]))
             pair = [_estimate_cell(row, metric, block, minimum) for metric in ("accuracy", "balanced_accuracy")]
             cells += pair
@@ -502,12 +505,14 @@ def _tidy_cell(
 def _runs_note(params: Params) -> str:
     if params.split.mode == "cross_validation":
         return (
-            f"Cross-validation over people with {params.split.folds} folds, {params.training.runs} of them run; run k tests fold k. "
-            "± is the standard deviation over folds, [ ] the 95 % bootstrap interval over persons of all tested folds together."
+            f"Cross-validation over people with {params.split.folds} folds, {params.training.runs} of them run; run k "
+            "tests fold k. ± is the standard deviation over folds, [ ] the 95 % bootstrap interval over persons of all "
+            "tested folds together."
         )
     return (
-        f"{params.training.runs} runs with different seeds ({params.training.control_runs} of each control; the published work "
-        "used five). ± is the standard deviation over runs, [ ] the 95 % bootstrap interval over persons."
+        f"{params.training.runs} runs with different seeds ({params.training.control_runs} of each control; the "
+        "published work used five). ± is the standard deviation over runs, [ ] the 95 % bootstrap interval over "
+        "persons."
     )
 
 
@@ -529,13 +534,15 @@ def table2(summary: pd.DataFrame, params: Params, provenance: Provenance, root: 
         notes.append("Zero-shot cohorts were never used for training, validation or any choice.")
     if crossed:
         notes.append(
-            f"'{OLDER_PEOPLE}' are the same predictions for people of at least {OLDER_AGE_YEARS:.0f} years: age alone tells young "
-            "adults from people with dementia, so this is the honest set. Where the label is defined by the CDR, 'full record' "
-            "contains the answer; read 'without CDR'."
+            f"'{OLDER_PEOPLE}' are the same predictions for people of at least {OLDER_AGE_YEARS:.0f} years: age alone "
+            "tells young adults from people with dementia, so this is the honest set. Where the label is defined by "
+            "the CDR, 'full record' contains the answer; read 'without CDR'."
         )
     if not params.simulated and shown["question"].isin(["sex", "age_group"]).all():
         people = int(shown["persons"].max())
-        notes.append(f"Only {people} people: this shows that the pipeline runs on real scans, not what a model can reach.")
+        notes.append(
+            f"Only {people} people: this shows that the pipeline runs on real scans, not what a model can reach."
+        )
     return _classification_table(
         "table2",
         provenance.title(title),
@@ -628,9 +635,10 @@ def table_image_gain(
         tidy=tidy_with(tidy, provenance),
         notes=notes_with(
             provenance,
-            "Paired differences on the same images, averaged over runs, with 95 % bootstrap intervals over persons. The control is "
-            "trained the same way with images of other people (or none), so a difference is what the right image adds. The "
-            "control is trained with a frozen language model; against LoRA the difference also holds what LoRA adds.",
+            "Paired differences on the same images, averaged over runs, with 95 % bootstrap intervals over persons. "
+            "The control is trained the same way with images of other people (or none), so a difference is what the "
+            "right image adds. The control is trained with a frozen language model; against LoRA the difference also "
+            "holds what LoRA adds.",
         ),
         left=5,
     )
@@ -641,7 +649,7 @@ def _signed(gain: dict[str, float], metric: str) -> str:
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-# --- published figures, never in a table with simulated people ------------------------------------------------------------
+# --- published figures, never in a table with simulated people --------------------------------------------------------
 
 
 def table_published() -> Table:
@@ -651,22 +659,31 @@ def table_published() -> Table:
         [row.language_model, row.setting, row.language_model_size, row.learnable, *(f"{a:.1f}" for a in row.accuracy)]
         for row in published.CLASSIFICATION
     ]
-    sections = {0: "Classification accuracy, % (AIBL and MIRIAD zero-shot)", len(rows): "Closed-ended visual questions, %"}
+    sections = {
+        0: "Classification accuracy, % (AIBL and MIRIAD zero-shot)",
+        len(rows): "Closed-ended visual questions, %",
+    }
     tidy = [
-        {"task": "classification", "system": row.language_model, "setting": row.setting, "benchmark": name, "accuracy": value}
+        {
+            "task": "classification",
+            "system": row.language_model,
+            "setting": row.setting,
+            "benchmark": name,
+            "accuracy": value,
+        }
         for row in published.CLASSIFICATION
         for name, value in zip(published.BENCHMARKS, row.accuracy, strict=True)
     ]
-    blanks = [""] * (len(header) - 3)
+    blanks = [""] * (len(header) - 2)
     for system, value, correct, total in published.CLOSED_ENDED:
         low, high = metrics.wilson_interval(correct, total)
         interval = f"{value:.2f} [{percent(low)}, {percent(high)}], N={total} inferred"
-        rows.append([system, "closed-ended", interval, *blanks])
+        rows.append([system, interval, *blanks])
         tidy.append({"task": "vqa", "system": system, "setting": "closed-ended", "benchmark": "", "accuracy": value})
     sections[len(rows)] = "Newer systems, as their authors report them"
-    for system, value, _unit in published.NEWER:
-        rows.append([system, "", value, *blanks])
-        tidy.append({"task": "newer", "system": system, "setting": value, "benchmark": "", "accuracy": math.nan})
+    for system, figures, _unit in published.NEWER:
+        rows.append([system, figures, *blanks])
+        tidy.append({"task": "newer", "system": system, "setting": figures, "benchmark": "", "accuracy": math.nan})
     return Table(
         name="published",
         title="Published figures (reported by their authors, not measured here)",
@@ -676,14 +693,14 @@ def table_published() -> Table:
         sections=sections,
         notes=[
             published.CAVEAT,
-            "The number of closed-ended questions was not published; 43 and 46 right of 59 give both percentages. The brackets are "
-            "Wilson intervals for these counts: the two systems are 3 questions apart.",
+            "The number of closed-ended questions was not published; 43 and 46 right of 59 give both percentages. The "
+            "brackets are Wilson intervals for these counts: the two systems are 3 questions apart.",
         ],
         left=4,
     )
 
 
-# --- all together -------------------------------------------------------------------------------------------------------
+# --- all together -----------------------------------------------------------------------------------------------------
 
 
 def build_tables(
@@ -736,7 +753,7 @@ def build_tables(
 
 
 def headline_metrics(summary: pd.DataFrame, params: Params, provenance: Provenance) -> dict[str, Any]:
-    """The numbers of Table 2 as nested mappings for ``data/metrics.json``: benchmark -> model/setting/text -> values."""
+    """The numbers of Table 2 for ``data/metrics.json``: benchmark -> model/setting/text -> values."""
     result: dict[str, Any] = {"simulated": provenance.simulated, "profile": provenance.profile}
     for row in summary.to_dict("records"):
         if row["persons"] < params.report.minimum_cell:
