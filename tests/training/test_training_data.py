@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medalign3d import files
+from medalign3d.ehr.questions import QUESTIONS
 from medalign3d.ehr.splits import read_assignment
 from medalign3d.errors import InputError, ParameterError
 from medalign3d.params import Params
 from medalign3d.training.data import TrainingData, Volumes, read_images, shuffled_rows, split_column
-from medalign3d.training.findings import FINDINGS, multiple_choice, training_thresholds
+from medalign3d.training.findings import FINDINGS, training_thresholds, with_options
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +194,11 @@ def test_more_fluid_on_a_side_means_that_the_side_is_smaller() -> None:
     assert labels[0] == "left"
 
 
-def test_multiple_choice_wording_is_the_language_models_own() -> None:
-    from medalign3d.model import corpus
-
-    for options in (["no", "yes"], ["a", "b", "c", "d"]):
-        assert multiple_choice("Which?", options) == corpus.multiple_choice("Which?", options)
+def test_closed_questions_are_worded_as_the_diagnosis_questions_are() -> None:
+    question = QUESTIONS["sex"]
+    assert with_options(question.text, list(question.answers.values())) == question.with_options()
+    asked = {FINDINGS["smaller_hippocampus"].training_question(np.random.default_rng(seed)) for seed in range(20)}
+    assert asked == {with_options("Which hippocampus is smaller?", o) for o in (["left", "right"], ["right", "left"])}
 
 
 def test_evaluation_items_are_the_benchmarks_members(project: Path, params: Params) -> None:

@@ -157,9 +157,9 @@ def fit_predict(
                 )
         best = PENALTIES[int(losses.argmin())]
     model = fitted(np.arange(len(y)), best)
-    probabilities = model.predict_log_proba(z)
+    probabilities = np.log(np.maximum(model.predict_proba(z), 1e-6))
     for column, name in enumerate(model.classes_):
-        scores[:, list(classes).index(str(name))] = np.maximum(probabilities[:, column], np.log(1e-6))
+        scores[:, list(classes).index(str(name))] = probabilities[:, column]
     return scores
 
 

@@ -7,9 +7,14 @@ in the middle band of the training images' values are not asked about. The recor
 demographics only, so that the text cannot answer it. Knowledge questions need no image (``needs_image`` false) and are
 reported apart; the tiny language models of the demo profile have read most of these facts in their training text.
 
-Scorers: ``likelihood`` (the letter with the largest mean token log-likelihood), ``strict`` (the first stand-alone
-letter of the generated text, else exactly the answer's words) and ``m3d_compat`` (the rule of the M3D benchmark: right
-when "<letter>." occurs anywhere, which also accepts a list of all letters).
+Models are asked in the wording of their training: the choices stand behind the question in the order of their letters,
+and the answer is one of them in words. Binding letters to choices is a skill of large language models only. The reply
+is the generated text in the benchmark's form "<letter>. <choice>" where it is exactly one choice's words, else
+the generated text as it is.
+
+Scorers: ``likelihood`` (the choice with the largest mean token log-likelihood), ``strict`` (the first stand-alone
+letter of the reply, else exactly the words) and ``m3d_compat`` (the rule of the M3D benchmark: right when "<letter>."
+occurs anywhere in the reply, which also accepts a list of all letters).
 
 Not supported: twin images with one finding changed.
 """
@@ -36,7 +41,7 @@ from medalign3d.evaluation.predict import EvaluationData, answer_items, evaluate
 from medalign3d.params import Params
 from medalign3d.progress import Progress
 from medalign3d.training.data import read_images, split_column
-from medalign3d.training.findings import FINDINGS, LETTERS, Thresholds, multiple_choice, training_thresholds
+from medalign3d.training.findings import FINDINGS, LETTERS, Thresholds, training_thresholds, with_options
 from medalign3d.training.loop import pick_device
 from medalign3d.training.processes import Job, run_jobs
 
@@ -87,6 +92,7 @@ PREDICTION_COLUMNS = [
     "answer_choice",
     "likelihood_choice",
     "generated_text",
+    "reply",
     "strict_choice",
     "likelihood_correct",
     "strict_correct",
@@ -150,13 +156,24 @@ def strict_choice(generated: str, choices: dict[str, str]) -> str | None:
     return next((letter for letter, text in choices.items() if normalise_answer(text) == wanted), None)
 
 
-def m3d_compat_correct(generated: str, letter: str) -> bool:
+def reply_of(generated: str, choices: dict[str, str]) -> str:
+    """The generated text in the benchmark's form where it is exactly one choice's words, else as it is.
+
+    >>> reply_of("Ventricles", {"A": "orbits", "B": "ventricles"})
+    'B. ventricles'
+    """
+    wanted = normalise_answer(generated)
+    found = [f"{letter}. {text}" for letter, text in choices.items() if normalise_answer(text) == wanted]
+    return found[0] if len(found) == 1 else generated
+
+
+def m3d_compat_correct(reply: str, letter: str) -> bool:
     """The M3D benchmark's rule: right when "<letter>." occurs anywhere in the text.
 
     >>> m3d_compat_correct("A. orbits B. ventricles", "B")
     True
     """
-    return f"{letter}." in generated
+    return f"{letter}." in reply
 
 
 def _balanced_rows(
@@ -357,12 +374,13 @@ def ask_run(
             model,
             prefixes,
             texts,
-            [multiple_choice(q, list(c.values())) for q, c in zip(part["Question"], choices, strict=True)],
-            [[f"{letter}." for letter in c] for c in choices],
+            [with_options(q, list(c.values())) for q, c in zip(part["Question"], choices, strict=True)],
+            [list(c.values()) for c in choices],
             generate=True,
             batch_size=params.evaluate.batch_size,
         )
-        strict = [strict_choice(str(text), c) for text, c in zip(generated, choices, strict=True)]
+        replies = [reply_of(str(text), c) for text, c in zip(generated, choices, strict=True)]
+        strict = [strict_choice(reply, c) for reply, c in zip(replies, choices, strict=True)]
         likely = [likelihood_choice(list(c), values) for c, values in zip(choices, scores, strict=True)]
         right = part["Answer Choice"].tolist()
         results.append(
@@ -389,11 +407,12 @@ def ask_run(
                     "answer_choice": right,
                     "likelihood_choice": likely,
                     "generated_text": generated,
+                    "reply": replies,
                     "strict_choice": strict,
                     "likelihood_correct": [a == b for a, b in zip(likely, right, strict=True)],
                     "strict_correct": [a == b for a, b in zip(strict, right, strict=True)],
                     "m3d_compat_correct": [
-                        m3d_compat_correct(str(text), letter) for text, letter in zip(generated, right, strict=True)
+                        m3d_compat_correct(reply, letter) for reply, letter in zip(replies, right, strict=True)
                     ],
                     "simulated": part["simulated"].tolist(),
                 }
@@ -421,6 +440,7 @@ def majority_letter(questions: pd.DataFrame) -> pd.DataFrame:
                     "answer_choice": record["Answer Choice"],
                     "likelihood_choice": letter,
                     "generated_text": f"{letter}.",
+                    "reply": f"{letter}.",
                     "strict_choice": letter,
                     "likelihood_correct": hit,
                     "strict_correct": hit,

@@ -468,14 +468,13 @@ class TrainingData:
                 group = turn % len(self._findings)
                 name, label, rows = self._findings[group]
                 row = self._pick(1, group, rows, turn // len(self._findings))
-                asked_text, expected = findings[name]
                 result.append(
                     Sample(
                         row=row,
                         image_row=int(self.image_rows[row]),
                         text=self._training_text(row, "demographics_only", (), random),
-                        question=asked_text,
-                        answer=expected[label],
+                        question=findings[name],
+                        answer=FINDINGS[name].answers[label],
                         question_name=name,
                         label=label,
                     )

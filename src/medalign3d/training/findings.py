@@ -21,17 +21,14 @@ MINIMUM_TRAINING_IMAGES = 20
 
 LETTERS = "ABCD"
 
-MULTIPLE_CHOICE_FRACTION = 0.5
-"""Share of training steps in which a finding is asked with letters, its answer being a letter."""
 
+def with_options(question: str, options: Sequence[str]) -> str:
+    """A closed question with its options in words, as the models are asked.
 
-def multiple_choice(question: str, options: Sequence[str]) -> str:
-    """A question with lettered options.
-
-    >>> multiple_choice("Which hippocampus is smaller?", ["left", "right"])
-    'Which hippocampus is smaller? A. left B. right'
+    >>> with_options("Which hippocampus is smaller?", ["left", "right"])
+    'Which hippocampus is smaller? Options: left; right.'
     """
-    return question + " " + " ".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return f"{question} Options: {'; '.join(options)}."
 
 
 def _number(record: Mapping[str, Any], column: str) -> float:
@@ -90,20 +87,10 @@ class Finding:
     measured: Callable[[Mapping[str, Any]], float]
     true: Callable[[Mapping[str, Any]], float]
 
-    def with_options(self, order: tuple[str, ...] | None = None) -> str:
-        """The question with its options, in the order of the labels given (default: low, high)."""
-        chosen = tuple(self.answers) if order is None else order
-        return f"{self.text} Options: {'; '.join(self.answers[label] for label in chosen)}."
-
-    def training_question(self, random: np.random.Generator) -> tuple[str, dict[str, str]]:
-        """The question as asked in training, and label to expected answer; options in random order, or with letters."""
-        labels = list(self.answers)
-        if random.random() < 0.5:
-            labels.reverse()
-        if random.random() >= MULTIPLE_CHOICE_FRACTION:
-            return self.with_options(tuple(labels)), dict(self.answers)
-        letters = {label: f"{letter}." for label, letter in zip(labels, LETTERS, strict=False)}
-        return multiple_choice(self.text, [self.answers[label] for label in labels]), letters
+    def training_question(self, random: np.random.Generator) -> str:
+        """The question as asked in training, options in random order."""
+        options = list(self.answers.values())
+        return with_options(self.text, options if random.random() < 0.5 else options[::-1])
 
 
 FINDINGS: dict[str, Finding] = {
