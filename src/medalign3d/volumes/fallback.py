@@ -1,4 +1,4 @@
-"""A second opinion when the fast registration does not pass the gate: greedy's affine with normalised mutual information.
+"""A second opinion when the fast registration does not pass the gate: greedy's affine with mutual information.
 
 References
 ----------
@@ -86,4 +86,3 @@ def register_greedy(data: Array, affine: Matrix, start: Matrix) -> Registration 
     # Greedy's matrix maps fixed to moving in RAS millimetres.
     transform = start @ found
     return Registration(transform, correlation_at(data, affine, transform), 1, "greedy")
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ def voxel_sizes(affine: Matrix) -> NDArray[np.float64]:
 
 
 def axis_aligned_grid(lower: NDArray[np.float64], upper: NDArray[np.float64], zoom: float) -> Grid:
-    """The smallest grid of cubic voxels along x, y, z that covers the box ``lower``..``upper`` (millimetres), centred on it."""
+    """The smallest grid of cubic voxels along x, y, z that covers the box ``lower``..``upper`` (mm), centred on it."""
     extent = np.asarray(upper, dtype=float) - np.asarray(lower, dtype=float)
     shape = np.ceil(extent / zoom - 1e-6).astype(int) + 1
     affine = np.diag([zoom, zoom, zoom, 1.0])
@@ -86,17 +87,24 @@ def resample(
     )
 
 
-def inside(shape: tuple[int, ...], affine: Matrix, grid: Grid, transform: Matrix) -> NDArray[np.bool_]:
-    """Which voxels of ``grid`` fall into an image of ``shape`` and ``affine`` under ``transform`` (see :func:`resample`)."""
+def inside(shape: tuple[int, ...], affine: Matrix, grid: Grid, transform: Matrix) -> NDArray[np.bool_] | None:
+    """Which voxels of ``grid`` fall into an image of ``shape`` and ``affine`` under ``transform``, as :func:`resample`.
+
+    None when all do (the usual case, told from the grid's corners alone).
+    """
     matrix = np.linalg.inv(affine) @ transform @ grid.affine
+    limits = np.array(shape, dtype=float)[:, None] - 0.5
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in grid.shape])), dtype=float).T
+    at_corners = matrix[:3, :3] @ corners + matrix[:3, 3:]
+    if bool(((at_corners > -0.5) & (at_corners < limits)).all()):
+        return None
     index = [np.arange(n) for n in grid.shape]
     result = np.ones(grid.shape, dtype=bool)
     for axis in range(3):
         value = (
-            matrix[axis, 0] * index[0][:, None, None]
-            + matrix[axis, 1] * index[1][None, :, None]
-            + matrix[axis, 2] * index[2][None, None, :]
-            + matrix[axis, 3]
+            (matrix[axis, 0] * index[0] + matrix[axis, 3])[:, None, None]
+            + (matrix[axis, 1] * index[1])[None, :, None]
+            + (matrix[axis, 2] * index[2])[None, None, :]
         )
         result &= (value > -0.5) & (value < shape[axis] - 0.5)
     return result
@@ -133,7 +141,7 @@ def block_average(data: Array, affine: Matrix, factors: tuple[int, int, int]) ->
 
 
 def reduce_to(data: Array, affine: Matrix, zoom: float) -> tuple[Array, Matrix]:
-    """Block-average so that voxels come as near to ``zoom`` millimetres as whole factors allow, never above 1.3 ``zoom``."""
+    """Block-average so that voxels come as near to ``zoom`` (mm) as whole factors allow, never above 1.3 ``zoom``."""
     factors = np.maximum(1, np.floor(1.3 * zoom / voxel_sizes(affine) + 1e-6).astype(int))
     nearest = np.maximum(1, np.rint(zoom / voxel_sizes(affine)).astype(int))
     factors = np.minimum(np.minimum(factors, nearest), np.maximum(1, np.array(data.shape) // 4))

@@ -124,7 +124,9 @@ def is_already_normalized(head: Array, template: mni.Template) -> tuple[bool, ND
 def _judge(found: quality.Quality, params: Normalize) -> str:
     """The first problem that the gate sees, in words; empty when it lets the image pass."""
     if found.local_correlation < params.minimum_local_correlation:
-        return f"local correlation with the template {found.local_correlation:.2f} < {params.minimum_local_correlation:g}"
+        return (
+            f"local correlation with the template {found.local_correlation:.2f} < {params.minimum_local_correlation:g}"
+        )
     if found.grey_white_contrast < MINIMUM_GREY_WHITE_CONTRAST:
         return f"white matter does not stand out from grey matter ({found.grey_white_contrast:.2f} spreads)"
     if not SCALE_LIMITS[0] < found.scale < SCALE_LIMITS[1] or found.stretch > MAXIMUM_STRETCH:
@@ -151,11 +153,14 @@ def _attempt(
     found_mask = mask.brain_mask(head, template, tissue)
     seen = inside(data.shape, affine, template.grid, registration.transform)
     brain = template.distance < 0
-    coverage = float((seen & brain).sum() / brain.sum())
-    if coverage < 1.0:
+    far = template.distance > 7.0
+    coverage = 1.0
+    if seen is not None:
+        coverage = float((seen & brain).sum() / brain.sum())
         found_mask &= seen
+        far &= seen
     blank = head <= BACKGROUND_FRACTION * float(tissue.levels[2])
-    if float(blank[(template.distance > 7.0) & seen].mean()) > 0.97:
+    if far.any() and float(blank[far].mean()) > 0.93:
         # Stripped before it came here: nothing beyond its own edge is brain.
         found_mask &= ndimage.binary_fill_holes(~blank)
     found = quality.measure(head, template, registration.transform, tissue, found_mask, coverage)
@@ -224,14 +229,20 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
     transform = attempt.registration.transform
     if attempt.tissue is None or attempt.mask is None or attempt.quality is None:
         return _result(None, target, attempt.problem, attempt.registration.method, transform, None, started)
-    array = None
+    final: NDArray[np.uint8] | None = None
     if not attempt.problem:
-        array = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask)
-    return _result(array, target, attempt.problem, attempt.registration.method, transform, attempt.quality, started)
+        final = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask)
+    return _result(final, target, attempt.problem, attempt.registration.method, transform, attempt.quality, started)
 
 
 def _final_array(
-    data: Array, affine: Matrix, transform: Matrix, target: Grid, work: Grid, tissue: bias.Tissue, brain: NDArray[np.bool_]
+    data: Array,
+    affine: Matrix,
+    transform: Matrix,
+    target: Grid,
+    work: Grid,
+    tissue: bias.Tissue,
+    brain: NDArray[np.bool_],
 ) -> NDArray[np.uint8]:
     """The one interpolation from the scanned grid, drift removed, masked, in bytes."""
     on_target = resample(brain.astype(np.float32), work.affine, target) > 0.5
@@ -402,7 +413,17 @@ def normalize_cohort(
     index = pd.DataFrame(rows).reindex(columns=list(INDEX_COLUMNS))
     order = {str(image_id): place for place, image_id in enumerate(images["image_id"])}
     index = index.sort_values("image_id", key=lambda ids: ids.map(order), ignore_index=True)
-    for name in ("path", "sha256", "verdict", "reason", "detail", "method", "source_sha256", "params_sha256", "image_id"):
+    for name in (
+        "path",
+        "sha256",
+        "verdict",
+        "reason",
+        "detail",
+        "method",
+        "source_sha256",
+        "params_sha256",
+        "image_id",
+    ):
         index[name] = index[name].fillna("").astype(str)
     for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
         index[name] = index[name].astype("float32")
@@ -415,7 +436,26 @@ def normalize_cohort(
         "space": "MNI152 (ICBM 2009a non-linear symmetric)",
     }
     files.write_parquet(out / store.INDEX_NAME, index, metadata)
-    index.attrs = metadata
+    index.attrs.update(metadata)
+    return index
+
+
+def _typed(index: pd.DataFrame) -> pd.DataFrame:
+    """Text and float32 columns, whatever the rows held."""
+    for name in (
+        "image_id",
+        "path",
+        "sha256",
+        "verdict",
+        "reason",
+        "detail",
+        "method",
+        "source_sha256",
+        "params_sha256",
+    ):
+        index[name] = index[name].fillna("").astype(str)
+    for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
+        index[name] = index[name].astype("float32")
     return index
 
 
@@ -431,7 +471,7 @@ def _known_rows(out: Path) -> dict[str, dict[str, Any]]:
     if list(old.columns) != list(INDEX_COLUMNS):
         return {}
     return {
-        str(row["image_id"]): row
+        str(row["image_id"]): {str(name): value for name, value in row.items()}
         for row in old.to_dict("records")
         if row["verdict"] != "accepted" or (out / str(row["path"])).is_file()
     }
@@ -453,8 +493,8 @@ def normalize_inputs(
 ) -> pd.DataFrame:
     """Normalize single files or DICOM folders for a person at a command line.
 
-    Writes, per input, ``<name>.nii.gz`` (uint8 in MNI space) and ``<name>.png`` (a picture to look at), and ``index.parquet``
-    (columns as :func:`normalize_cohort`, with ``path`` naming the NIfTI file).
+    Writes, per input, ``<name>.nii.gz`` (uint8 in MNI space) and ``<name>.png`` (a picture to look at), and
+    ``index.parquet`` (columns as :func:`normalize_cohort`, with ``path`` naming the NIfTI file).
 
     Parameters
     ----------
@@ -485,15 +525,15 @@ def normalize_inputs(
             if outcome.status == "done":
                 row = outcome.value
             else:
-                row = {"verdict": "quarantined", "reason": "IMAGE_UNREADABLE", "detail": f"{outcome.status}: {outcome.error}"}
+                row = {
+                    "verdict": "quarantined",
+                    "reason": "IMAGE_UNREADABLE",
+                    "detail": f"{outcome.status}: {outcome.error}",
+                }
             rows[outcome.index] = {"image_id": names[outcome.index], "params_sha256": digest, **row}
             progress.advance()
     index = pd.DataFrame(rows).reindex(columns=list(INDEX_COLUMNS))
-    text = ("image_id", "path", "sha256", "verdict", "reason", "detail", "method", "source_sha256", "params_sha256")
-    for name in text:
-        index[name] = index[name].fillna("").astype(str)
-    for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
-        index[name] = index[name].astype("float32")
+    index = _typed(index)
     files.write_parquet(out / store.INDEX_NAME, index, {"simulated": "unknown"})
     return index
 
@@ -509,7 +549,9 @@ def unique_names(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path in paths:
         stem = path.rstrip("/").replace("!", "/").rsplit("/", 1)[-1]
-        stem = re.sub(r"(\.nii\.gz|\.nifti\.hdr|\.nifti\.img|\.nii|\.hdr|\.img|\.zip|\.dcm)$", "", stem, flags=re.IGNORECASE)
+        stem = re.sub(
+            r"(\.nii\.gz|\.nifti\.hdr|\.nifti\.img|\.nii|\.hdr|\.img|\.zip|\.dcm)$", "", stem, flags=re.IGNORECASE
+        )
         stem = re.sub(r"[^A-Za-z0-9_.\-]+", "_", stem).strip("._-") or "volume"
         name, count = stem, 1
         while name in names:

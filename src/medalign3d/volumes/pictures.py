@@ -91,7 +91,9 @@ def write_quality_picture(volume: Volume, result: Normalized, path: str | os.Pat
     FigureCanvasAgg(figure)
     for place, (name, axis, position) in enumerate(PLANES_MM):
         axes = figure.add_subplot(2, len(PLANES_MM), place + 1)
-        axes.imshow(_slice(head, template.grid.affine, axis, position), cmap="gray", origin="lower", vmin=0, vmax=1.15 * top)
+        axes.imshow(
+            _slice(head, template.grid.affine, axis, position), cmap="gray", origin="lower", vmin=0, vmax=1.15 * top
+        )
         outline = _slice(template.brain, template.grid.affine, axis, position)
         axes.contour(outline, [0.5], colors="#33ccff", linewidths=0.6)
         if result.array is not None:
@@ -102,9 +104,12 @@ def write_quality_picture(volume: Volume, result: Normalized, path: str | os.Pat
         axes.set_axis_off()
         if result.array is not None:
             axes = figure.add_subplot(2, len(PLANES_MM), len(PLANES_MM) + place + 1)
-            axes.imshow(_slice(result.array, result.affine, axis, position), cmap="gray", origin="lower", vmin=0, vmax=255)
+            axes.imshow(
+                _slice(result.array, result.affine, axis, position), cmap="gray", origin="lower", vmin=0, vmax=255
+            )
             axes.set_axis_off()
-    words = f"{result.verdict}  {result.method}  local correlation {result.metrics.get('local_correlation', float('nan')):.2f}"
+    agreement = result.metrics.get("local_correlation", float("nan"))
+    words = f"{result.verdict}  {result.method}  local correlation {agreement:.2f}"
     figure.text(0.01, 0.01, words + (f"  {result.detail}" if result.detail else ""), color="white", fontsize=8)
     figure.subplots_adjust(0.005, 0.05, 0.995, 0.95, 0.01, 0.03)
     with files.atomic_path(path) as temporary:

@@ -20,6 +20,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
+STARTUP_SECONDS = 120.0
+"""What a worker may take to start (importing libraries from a slow disk)."""
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _PR_SET_PDEATHSIG = 1
 
@@ -87,6 +90,7 @@ def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
         os.setpgid(0, 0)
     limit_threads()
     keep_memory()
+    pipe.send(("ready", None))
     while True:
         try:
             message = pipe.recv()
@@ -112,6 +116,7 @@ class _Worker:
     pipe: Connection
     task: int | None = None
     deadline: float = float("inf")
+    ready: bool = False
 
 
 def _start(context: Any, function: Callable[[Any], Any]) -> _Worker:
@@ -168,14 +173,15 @@ def run_tasks(
             busy = [w for w in pool if w.task is not None]
             soonest = min(w.deadline for w in busy)
             ready = wait(
-                [w.pipe for w in busy], timeout=None if soonest == float("inf") else max(0.0, soonest - time.monotonic())
+                [w.pipe for w in busy],
+                timeout=None if soonest == float("inf") else max(0.0, soonest - time.monotonic()),
             )
             now = time.monotonic()
             for position, worker in enumerate(pool):
-                if worker.task is None:
+                index = worker.task
+                if index is None:
                     continue
                 if worker.pipe in ready:
-                    index = worker.task
                     try:
                         status, value = worker.pipe.recv()
                     except (EOFError, OSError):
@@ -186,13 +192,16 @@ def run_tasks(
                         _assign(worker, tasks, pending, time_limit_seconds)
                         yield Outcome(index, "crashed", None, f"the worker process died (exit code {code})")
                         continue
+                    if status == "ready":
+                        worker.ready = True
+                        worker.deadline = now + time_limit_seconds
+                        continue
                     _assign(worker, tasks, pending, time_limit_seconds)
                     if status == "done":
                         yield Outcome(index, "done", value, "")
                     else:
                         yield Outcome(index, "failed", None, str(value))
                 elif now >= worker.deadline:
-                    index = worker.task
                     _stop(worker)
                     worker = pool[position] = _start(context, function)
                     _assign(worker, tasks, pending, time_limit_seconds)
@@ -217,9 +226,8 @@ def _assign(worker: _Worker, tasks: Sequence[Any], pending: Iterator[int], limit
     if index is None:
         worker.deadline = float("inf")
         return False
-    # The clock starts when the task is sent; a fresh worker's imports (a second or two) count, so give them on top.
-    grace = 0.0 if worker.deadline != float("inf") else 20.0
-    worker.deadline = time.monotonic() + limit + grace
+    # A fresh worker first imports its libraries; the task's clock starts when it says that it is ready.
+    worker.deadline = time.monotonic() + limit + (0.0 if worker.ready else STARTUP_SECONDS)
     with contextlib.suppress(BrokenPipeError, OSError):  # a dead worker shows up as end-of-file on its pipe
         worker.pipe.send(tasks[index])
     return True

@@ -17,7 +17,7 @@ WINDOW_MM = 7.0
 """Standard deviation of the window in which image and template are compared."""
 
 INNER_MM = -3.0
-"""Only what lies deeper than this under the template's surface is compared: an egg has a brain's outline, not its inside."""
+"""Only what lies deeper than this under the template's surface is compared: an egg has a brain's outline alone."""
 
 
 @dataclass(frozen=True)

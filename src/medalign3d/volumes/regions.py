@@ -9,6 +9,7 @@ Left is the person's left (negative x in MNI space).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,10 +51,12 @@ class _Regions:
 def _distance_to_line(points: list[Array], line: NDArray[np.float64]) -> Array:
     """Distance of grid points to a polyline, millimetres."""
     best: Array | None = None
-    for start, end in zip(line[:-1], line[1:], strict=True):
+    for start, end in itertools.pairwise(line):
         direction = end - start
         length = float(direction @ direction)
-        along = sum((points[a] - np.float32(start[a])) * np.float32(direction[a]) for a in range(3)) / np.float32(length)
+        along = sum((points[a] - np.float32(start[a])) * np.float32(direction[a]) for a in range(3)) / np.float32(
+            length
+        )
         along = np.clip(along, 0.0, 1.0)
         square = sum((points[a] - np.float32(start[a]) - along * np.float32(direction[a])) ** 2 for a in range(3))
         distance = np.sqrt(square).astype(np.float32)

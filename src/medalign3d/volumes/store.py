@@ -80,7 +80,10 @@ def read(
         raise InputError("a normalized volume is missing", where=place, remedy="run `dvc repro normalize`") from error
     except (ValueError, OSError, EOFError) as error:
         raise InputError(
-            "a normalized volume is damaged", where=place, found=type(error).__name__, remedy="run `dvc repro -f normalize`"
+            "a normalized volume is damaged",
+            where=place,
+            found=type(error).__name__,
+            remedy="run `dvc repro -f normalize`",
         ) from error
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3:
         raise InputError("not a normalized volume", where=place, expected="uint8 with three axes")
@@ -98,5 +101,5 @@ def read(
 
 
 def load_index(cohort_dir: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a cohort's index: one row per attempted image (see :func:`medalign3d.volumes.normalize.normalize_cohort`)."""
+    """Read a cohort's index: one row per image, columns of :func:`medalign3d.volumes.normalize.normalize_cohort`."""
     return files.read_parquet(Path(cohort_dir) / INDEX_NAME)

@@ -76,7 +76,7 @@ def _one_millimetre() -> _Source:
     affine = np.eye(4)
     for kind in _FILES:
         image = nibabel.load(_packaged_file(kind))
-        affine = np.array(image.affine, dtype=float)  # type: ignore[attr-defined]
+        affine = np.array(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
         packaged = np.asarray(image.dataobj, dtype=np.uint8)  # type: ignore[attr-defined]
         maps[kind] = np.pad(packaged, _PADDING).astype(np.float32) / np.float32(255.0)
     affine[:3, 3] -= affine[:3, :3] @ np.full(3, float(_PADDING))
