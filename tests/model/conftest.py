@@ -63,8 +63,9 @@ def build(tiny_params: Params) -> Build:
 
 @pytest.fixture
 def volumes() -> torch.Tensor:
-    """Five random volumes."""
-    return torch.rand(5, 1, 24, 24, 24, generator=torch.Generator().manual_seed(3))
+    """Five random volumes of coarse structure."""
+    coarse = torch.rand(5, 1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
+    return torch.nn.functional.interpolate(coarse, (24, 24, 24))
 
 
 TEXTS = [

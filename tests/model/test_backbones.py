@@ -102,10 +102,11 @@ def test_language_models_learn(kind: str, tiny_params: Params, capsys: pytest.Ca
         model, tokenizer = train_language_model(kind, shape, 0)
         language = FrozenLanguageModel(model, tokenizer, 112, 8)
         prompts = language.encode_prompts([e.text for e in examples], [e.question for e in examples])
+        answers = language.encode_answers([e.answer for e in examples])
         with torch.no_grad():
-            return float(language.answer_loss(None, prompts, language.encode_answers([e.answer for e in examples])).mean())
+            return float(language.answer_loss(None, prompts, answers).mean())
 
-    assert loss(50) < loss(1) - 1.0
+    assert loss(30) < loss(1) - 1.0
 
 
 def test_the_vision_checkpoint(tiny_params: Params, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_the_vision_checkpoint(tiny_params: Params, tmp_path: Path) -> None:
     assert parts.queries.shape == (4, 32)
     assert float(torch.pdist(parts.queries).min()) > 0.01
     weight = parts.blocks[0].self_attn.qkv.weight
-    assert 0.005 < float(weight.std()) < 0.5
+    assert 0.005 < float(weight.detach().std()) < 0.5
     slices = np.random.default_rng(0).integers(0, 255, (40, 24, 30), dtype=np.uint8)
     make_vision_checkpoint(slices, tiny_params, tmp_path / "again")
     again = load_vision(str(tmp_path / "again"))
@@ -144,7 +145,7 @@ def test_an_incomplete_checkpoint_is_refused(tiny_params: Params, tmp_path: Path
     name = next(key for key in weights if key.endswith("h.0.attn.c_attn.weight"))
     del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="c_attn.weight: missing"):
+    with pytest.raises(CheckpointError, match=r"c_attn\.weight: missing"):
         load_language(str(folder))
     (folder / "model.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="cannot be read"):

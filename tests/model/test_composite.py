@@ -171,16 +171,16 @@ def test_segments_join_as_one_text(build: Any, kind: str) -> None:
 
 def test_losses_can_be_switched_off(build: Any, batch: Batch) -> None:
     model = build("gpt2")
-    volumes, texts, questions, answers = batch
+    _, texts, questions, answers = batch
     both = model(*batch)
     torch.testing.assert_close(both.total, both.contrastive + both.generation)
     only_generation = model(*batch, contrastive=False)
-    assert float(only_generation.contrastive) == 0
+    assert float(only_generation.contrastive.detach()) == 0
     torch.testing.assert_close(only_generation.total, both.generation)
     only_contrastive = model(*batch, lambda_generation=0.0)
     torch.testing.assert_close(only_contrastive.total, both.contrastive)
     text_only = model(None, texts, questions, answers)
-    assert float(text_only.contrastive) == 0
+    assert float(text_only.contrastive.detach()) == 0
     assert torch.isfinite(text_only.total)
     doubled = model(*batch, lambda_generation=2.0)
     torch.testing.assert_close(doubled.total, both.contrastive + 2 * both.generation)
@@ -195,7 +195,7 @@ def test_samples_without_an_answer_train_no_answer(build: Any, batch: Batch) -> 
     assert partly.generation_per_sample.isnan().tolist() == [True, False, False, False, True]
     nothing = model(volumes, [""] * 5, questions, [None] * 5)
     nothing.total.backward()
-    assert float(nothing.total) == 0
+    assert float(nothing.total.detach()) == 0
 
 
 def test_a_batch_of_one_trains(build: Any, kind: str, batch: Batch) -> None:
@@ -208,9 +208,9 @@ def test_a_batch_of_one_trains(build: Any, kind: str, batch: Batch) -> None:
 
 def test_training_lowers_the_loss(build: Any, batch: Batch) -> None:
     model = build("gpt2")
-    before = float(model(*batch).total)
-    _train(model, batch, steps=25)
-    assert float(model(*batch).total) < before - 0.5
+    before = float(model(*batch).total.detach())
+    _train(model, batch, steps=40)
+    assert float(model(*batch).total.detach()) < before - 0.5
 
 
 def test_the_image_decides_the_prefix(build: Any, volumes: torch.Tensor) -> None:
@@ -264,7 +264,7 @@ def test_a_state_that_does_not_fit_changes_nothing(build: Any) -> None:
     model = build("gpt2")
     before = model.trainable_state_dict()
     wrong = {**before, "language_projection.bias": torch.zeros(3)}
-    with pytest.raises(CheckpointError, match="language_projection.bias"):
+    with pytest.raises(CheckpointError, match=r"language_projection\.bias"):
         model.load_trainable_state_dict(wrong)
     after = model.trainable_state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -309,6 +309,18 @@ def test_activation_checkpointing_changes_no_gradient(build: Any, batch: Batch) 
         torch.testing.assert_close(gradient, gradients[1][name], msg=name)
 
 
+def test_half_precision_trains_full_precision_weights(build: Any, kind: str, batch: Batch) -> None:
+    model = build(kind, dtype="bfloat16")
+    model.add_lora(seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(*batch)
+    losses.total.backward()
+    assert {p.dtype for p in model.trainable_parameters().values()} == {torch.float32}
+    assert losses.contrastive.dtype == torch.float32
+    exact = build(kind)(*batch)
+    torch.testing.assert_close(losses.total.detach(), exact.total.detach(), rtol=0.03, atol=0.05)
+
+
 def test_finer_sub_volumes_join_the_tokens(build: Any, batch: Batch) -> None:
     fine = FineBoxConfig(start=(6, 6, 6), stop=(18, 18, 12), pooling=1, cube=6)
     model = build("gpt2", fine=fine)
@@ -335,7 +347,7 @@ def test_wrong_inputs_are_named(build: Any, batch: Batch) -> None:
 def test_a_missing_backbone_says_what_to_do(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="dvc repro backbones"):
         build("gpt2", vision_checkpoint="data/backbones/nowhere")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read at each call: no attempt to reach the network
     with pytest.raises(CheckpointError, match="hf download example/absent --revision abc"):
         build("gpt2", language_checkpoint="example/absent", language_revision="abc")
 

@@ -30,7 +30,7 @@ from transformers import (
 
 from medalign3d.errors import ParameterError
 from medalign3d.model.config import LoraConfig
-from medalign3d.model.lora import add_lora, adapted_layers, find_targets, merge_lora, movable_parameters, save_adapter
+from medalign3d.model.lora import adapted_layers, add_lora, find_targets, merge_lora, movable_parameters, save_adapter
 
 WIDTH, HEADS, LAYERS, WORDS, RANK = 32, 4, 2, 50, 3
 

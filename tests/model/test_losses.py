@@ -39,7 +39,9 @@ def _ideal(keys: list[int], temperature: float, gap: float) -> tuple[torch.Tenso
 def test_equal_diagnoses_reach_the_floor_together(keys: list[int]) -> None:
     temperature = 0.07
     best = min(
-        float(contrastive_loss(*_ideal(keys, temperature, gap), torch.tensor(keys), torch.tensor(temperature), SMOOTHING))
+        float(
+            contrastive_loss(*_ideal(keys, temperature, gap), torch.tensor(keys), torch.tensor(temperature), SMOOTHING)
+        )
         for gap in torch.linspace(1, 12, 400).tolist()
     )
     floor = _floor(keys, SMOOTHING)

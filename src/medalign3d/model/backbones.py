@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
     BertTokenizer,
@@ -149,7 +149,7 @@ def make_bert_tokenizer(lines: Iterable[str]) -> BertTokenizer:
 
 def _t5(shape: LanguageTraining, tokenizer: Any) -> T5ForConditionalGeneration:
     # As FLAN-T5: gated GELU and an output layer of its own.
-    config = T5Config(
+    config = T5Config(  # type: ignore[call-arg]
         vocab_size=len(tokenizer),
         d_model=shape.hidden_size,
         d_kv=shape.hidden_size // shape.heads,
@@ -308,7 +308,8 @@ def train_language_model(kind: str, shape: LanguageTraining, seed: int, label: s
         betas=(0.9, 0.98),
         foreach=True,
     )
-    batches = _length_sorted_batches([len(p) + len(a) for p, a in zip(prompts, answers, strict=True)], shape.batch_size, rng)
+    lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    batches = _length_sorted_batches(lengths, shape.batch_size, rng)
     with Progress(label or f"language model {kind}", shape.steps) as progress:
         for step in range(shape.steps):
             chosen = next(batches)
@@ -351,9 +352,10 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_positions = nn.Parameter(
             torch.randn(1, self.encoder.embeddings.num_patches, config.hidden_size) * INITIALIZER_RANGE
         )
-        self.decoder = Blip2EncoderLayer(config)
+        self.decoder = Blip2EncoderLayer(config)  # type: ignore[arg-type]
         self.decoder_norm = nn.LayerNorm(config.hidden_size)
-        self.pixels = nn.Linear(config.hidden_size, int(config.patch_size) ** 2)  # type: ignore[arg-type]
+        self.patch_size = int(config.patch_size)  # type: ignore[arg-type]
+        self.pixels = nn.Linear(config.hidden_size, self.patch_size**2)
 
     def forward(self, images: Tensor, visible: Tensor) -> Tensor:
         """Mean squared error on hidden patches; images (B, 1, S, S), visible (B, V) patch numbers."""
@@ -367,7 +369,7 @@ class MaskedAutoencoder(nn.Module):
         hidden = self.encoder.post_layernorm(hidden)
         filled = self.mask_token.expand(len(images), embeddings.num_patches, -1).scatter(1, index, hidden[:, 1:])
         predicted = self.pixels(self.decoder_norm(self.decoder(filled + self.decoder_positions)))
-        size = int(embeddings.patch_size)
+        size = self.patch_size
         target = nn.functional.unfold(images, size, stride=size).transpose(1, 2)
         # Patches are compared after standardization: texture, not brightness, is what must be understood.
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 0.01).sqrt()
@@ -442,6 +444,11 @@ def make_vision_checkpoint(slices: NDArray[np.uint8], params: Params, out: str |
         with torch.no_grad():
             # The library starts queries at zero; equal queries would stay equal for ever.
             model.query_tokens.normal_(0.0, QUERY_INIT_SD)
+            # A published query transformer has learnt to pass image features on. This one has not: at the usual 0.02 so
+            # little of the image would reach the queries that training stands still at first.
+            for parameter in model.qformer.parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(0.0, parameter.shape[1] ** -0.5)
         autoencoder = MaskedAutoencoder(vision_config)
         patches = autoencoder.encoder.embeddings.num_patches
         visible = max(1, round(patches * (1 - shape.mask_fraction)))

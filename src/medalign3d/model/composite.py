@@ -83,8 +83,8 @@ class MedAlign3D(nn.Module):
             language_model, tokenizer, config.maximum_prompt_tokens, config.maximum_new_tokens, config.queries
         )
         self.language_projection = nn.Linear(self.alignq.hidden_size, self.language.hidden_size)
-        # Query outputs leave a layer norm with a root mean square of about 1: start the visual prefix at the scale of the
-        # language model's own embeddings (about 0.02 for GPT-2, 0.8 for BioGPT).
+        # Query outputs leave a layer norm with a root mean square of about 1: start the visual prefix at the scale of
+        # the language model's own embeddings (about 0.02 for GPT-2, 0.8 for BioGPT).
         nn.init.normal_(
             self.language_projection.weight, 0.0, self.language.embedding_rms() / math.sqrt(self.alignq.hidden_size)
         )
@@ -145,7 +145,8 @@ class MedAlign3D(nn.Module):
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: decay on matrices only; none on biases, norms, positions, queries, temperature."""
-        decayed, others = [], []
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in self.trainable_parameters().items():
             plain = parameter.ndim < 2 or name.endswith(("positions", "class_position", "alignq.queries"))
             (others if plain else decayed).append(parameter)
@@ -173,9 +174,13 @@ class MedAlign3D(nn.Module):
             When names or shapes differ: the state is of another architecture. Nothing is changed then.
         """
         own: dict[str, Tensor] = {**self.trainable_parameters(), **self._saved_buffers()}
-        problems = [f"{name}: not in the checkpoint, {tuple(own[name].shape)} here" for name in sorted(own.keys() - state)]
+        problems = [
+            f"{name}: not in the checkpoint, {tuple(own[name].shape)} here"
+            for name in sorted(own.keys() - state.keys())
+        ]
         problems += [
-            f"{name}: {tuple(state[name].shape)} in the checkpoint, unknown here" for name in sorted(state.keys() - own)
+            f"{name}: {tuple(state[name].shape)} in the checkpoint, unknown here"
+            for name in sorted(state.keys() - own.keys())
         ]
         problems += [
             f"{name}: {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} here"
@@ -208,11 +213,11 @@ class MedAlign3D(nn.Module):
 
     def encode_volumes(self, volumes: Tensor) -> Tensor:
         """Query outputs; (B, 1, X, Y, Z) float32 in [0, 1] -> (B, L, H)."""
-        return self.alignq(self.vision(self.sub_volumes(volumes)))  # type: ignore[no-any-return]
+        return self.alignq(self.vision(self.sub_volumes(volumes)))
 
     def visual_prefix(self, volumes: Tensor) -> Tensor:
         """Visual tokens of the language model; (B, 1, X, Y, Z) -> (B, L, D). Shared by all prompts about an image."""
-        return self.language_projection(self.encode_volumes(volumes))  # type: ignore[no-any-return]
+        return self.language_projection(self.encode_volumes(volumes))
 
     def _encode_texts(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         ids, mask = self.text_tokenizer.pad(sequences)
@@ -340,7 +345,7 @@ class MedAlign3D(nn.Module):
                 found="no names",
                 expected="the names of the values to predict",
             )
-        return self.auxiliary_head(queries.mean(dim=1))  # type: ignore[no-any-return]
+        return self.auxiliary_head(queries.mean(dim=1))
 
     # -- answers -------------------------------------------------------------------------------------------------------
 

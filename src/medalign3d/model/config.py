@@ -195,8 +195,8 @@ def locate_box(
 ) -> FineBoxConfig:
     """Place a box given in MNI millimetres on the voxels of the normalized grid.
 
-    Every side grows to the next multiple of ``pooling * cube`` voxels, about the same centre, and is shifted (and, where
-    the grid is smaller, shrunk) to lie inside the grid.
+    Every side grows to the next multiple of ``pooling * cube`` voxels, about the same centre, and is shifted (and,
+    where the grid is smaller, shrunk) to lie inside the grid.
 
     Parameters
     ----------

@@ -5,7 +5,8 @@ that a language model trained on them knows roughly what the scores mean, but no
 records carry a sentence about the image, from which a language model learns that findings and diagnosis belong
 together; this is what a visual prefix can later speak to.
 
-Cut-offs are textbook ones (MMSE 27 and 22: Folstein 1975; CDR: Morris 1993), and are deliberately not tuned to any cohort.
+Cut-offs are round, textbook-like ones for the Mini-Mental State Examination, the Clinical Dementia Rating and delayed
+recall; they are deliberately not tuned to any cohort.
 """
 
 from __future__ import annotations

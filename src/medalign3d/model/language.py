@@ -172,8 +172,9 @@ class FrozenLanguageModel(nn.Module):
         """Set the mode; a frozen model never leaves evaluation mode, only the dropout of its adapters follows."""
         super().train(False)
         for module in self.modules():
-            if hasattr(module, "lora_dropout"):
-                module.lora_dropout.train(mode)
+            dropout = getattr(module, "lora_dropout", None)
+            if isinstance(dropout, nn.Module):
+                dropout.train(mode)
         self.training = mode
         return self
 
@@ -185,7 +186,7 @@ class FrozenLanguageModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        return self.model.get_input_embeddings().weight.device
 
     @torch.no_grad()
     def embedding_rms(self) -> float:
@@ -245,7 +246,7 @@ class FrozenLanguageModel(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings; (B, S) -> (B, S, D)."""
-        return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
+        return self.model.get_input_embeddings()(ids)
 
     def _with_prefix(self, prefix: Tensor | None, ids: Tensor) -> Tensor:
         """Visual prefix and embedded tokens, (B, L + S, D)."""
@@ -265,8 +266,8 @@ class FrozenLanguageModel(nn.Module):
     def _only_logits_at(self, rows: Tensor, columns: Tensor) -> Iterator[None]:
         """Send only the hidden states at (rows, columns) through the output layer.
 
-        A hook before the output layer, rather than a call of it, keeps whatever a model does around that layer (scaling,
-        soft-capping) and works for every architecture. Logits come out as (1, positions, vocabulary).
+        A hook before the output layer, rather than a call of it, keeps whatever a model does around that layer
+        (scaling, soft-capping) and works for every architecture. Logits come out as (1, positions, vocabulary).
         """
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -353,7 +354,7 @@ class FrozenLanguageModel(nn.Module):
             decoder_input_ids=ids,
             use_cache=False,
         )
-        return output.logits  # type: ignore[no-any-return]
+        return output.logits
 
     @torch.no_grad()
     def score(
@@ -447,7 +448,7 @@ class FrozenLanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return output.logits  # type: ignore[no-any-return]
+        return output.logits
 
     @torch.no_grad()
     def generate(self, prefix: Tensor | None, prompts: Sequence[Sequence[int]], cached: bool = True) -> list[str]:
@@ -457,8 +458,10 @@ class FrozenLanguageModel(nn.Module):
         position ids).
         """
         if cached and (self.encoder_decoder or self.cacheable):
-            tokens = self._generate_seq2seq(prefix, prompts) if self.encoder_decoder else self._generate_causal(
-                prefix, prompts
+            tokens = (
+                self._generate_seq2seq(prefix, prompts)
+                if self.encoder_decoder
+                else self._generate_causal(prefix, prompts)
             )
         else:
             tokens = self._generate_uncached(prefix, prompts)

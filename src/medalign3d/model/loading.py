@@ -1,7 +1,7 @@
 """Read frozen backbones from a folder or the Hugging Face hub; every failure says what to do.
 
 The vision transformer, the query transformer with its text branch and the contrastive projections come from *one*
-checkpoint in the BLIP-2 image-text-matching format (``Salesforce/blip2-itm-vit-g`` at full size). Weights in safetensors
+checkpoint in the BLIP-2 image-text-matching format (``Salesforce/blip2-itm-vit-g`` at full size). Safetensors files
 are preferred; older ``.bin`` files are read with ``weights_only=True``, so nothing in them is executed. Nothing runs
 code that comes with a checkpoint.
 """
@@ -30,7 +30,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from medalign3d.errors import CheckpointError
-from medalign3d.files import sha256_bytes
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -68,6 +67,16 @@ def _quiet() -> Iterator[None]:
 @contextlib.contextmanager
 def _explain(checkpoint: str, revision: str | None, parameter: str) -> Iterator[None]:
     """Turn what transformers raises about an unreadable checkpoint into one error that can be acted on."""
+    if not Path(checkpoint).is_dir() and (
+        checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~", "data/"))
+    ):
+        raise CheckpointError(
+            "a checkpoint is missing",
+            where=f"{parameter}: {checkpoint}",
+            found="no such folder",
+            expected="a folder in Hugging Face format, or the id of a Hugging Face repository",
+            remedy="run `dvc repro backbones` to make the demo's backbones, or correct the path",
+        )
     try:
         yield
     except CheckpointError:
@@ -83,16 +92,13 @@ def _explain(checkpoint: str, revision: str | None, parameter: str) -> Iterator[
                 remedy=f"make it again, or correct {parameter}",
             ) from error
         wanted = f"{checkpoint}{'' if revision is None else f' --revision {revision}'}"
-        looks_like_path = checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "data/"))
         raise CheckpointError(
             "a checkpoint is neither here nor can be downloaded",
             where=f"{parameter}: {checkpoint}",
             found=first_line,
             expected="an existing folder, or the id of a Hugging Face repository that can be reached",
-            remedy="run `dvc repro backbones` to make it"
-            if looks_like_path
-            else f"on a machine with internet run `hf download {wanted} --local-dir backbone`, bring the folder here and "
-            f"set {parameter} to it",
+            remedy=f"on a machine with internet run `hf download {wanted} --local-dir backbone`, bring the folder "
+            f"here and set {parameter} to it",
         ) from error
 
 
@@ -100,9 +106,7 @@ def _require_complete(info: Mapping[str, Any], where: str, optional: tuple[str, 
     """Raise when tensors of a model were not in its checkpoint: they would stay random."""
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(optional))
     mismatched = [
-        f"{key[0]}: {tuple(key[1])} instead of {tuple(key[2])}"
-        if len(key) == 3
-        else str(key[0])
+        f"{key[0]}: {tuple(key[1])} instead of {tuple(key[2])}" if len(key) == 3 else str(key[0])
         for key in (info.get("mismatched_keys") or ())
     ]
     if missing or mismatched:
@@ -134,7 +138,7 @@ def load_vision(checkpoint: str, revision: str | None = None, dtype: str = "floa
         When the checkpoint is missing, unreadable, of another format, or incomplete.
     """
     with _explain(checkpoint, revision, "model.vision.checkpoint"), _quiet():
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision)
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
         if not isinstance(config, Blip2Config):
             raise CheckpointError(
                 "a vision checkpoint is of another format",
@@ -144,12 +148,18 @@ def load_vision(checkpoint: str, revision: str | None = None, dtype: str = "floa
                 remedy="correct model.vision.checkpoint",
             )
         # Published configurations may leave this off although the text branch's weights are there.
-        config.qformer_config.use_qformer_text_input = True
-        model, info = Blip2ForImageTextRetrieval.from_pretrained(
-            checkpoint, revision=revision, config=config, dtype=torch.float32, output_loading_info=True
+        config.qformer_config.use_qformer_text_input = True  # type: ignore[union-attr]
+        reader: Any = Blip2ForImageTextRetrieval
+        model, info = reader.from_pretrained(
+            checkpoint,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=is_offline(),
         )
         _require_complete(info, checkpoint, optional=("itm_head",))
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
     vision = model.vision_model
     return VisionParts(
         blocks=vision.encoder.layers.to(DTYPES[dtype]),
@@ -173,13 +183,17 @@ def load_language(checkpoint: str, revision: str | None = None, dtype: str = "fl
         When the checkpoint is missing, unreadable or incomplete.
     """
     with _explain(checkpoint, revision, "model.language.models.<name>.checkpoint"), _quiet():
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
+        kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model, info = kind.from_pretrained(
-            checkpoint, revision=revision, dtype=DTYPES[dtype], output_loading_info=True
+            checkpoint,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
+            local_files_only=is_offline(),
         )
         _require_complete(info, checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
     return model, tokenizer
 
 
@@ -200,10 +214,7 @@ def fingerprint(named_tensors: Mapping[str, Tensor]) -> str:
 
 def is_offline() -> bool:
     """Whether the Hugging Face libraries were told not to use the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") or os.environ.get("TRANSFORMERS_OFFLINE", "0") not in (
-        "",
-        "0",
-    )
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -225,8 +236,3 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             "a checkpoint is damaged", where=path, found=str(error).splitlines()[0], remedy="make it again"
         ) from error
-
-
-def text_hash(text: str) -> str:
-    """Sixteen hexadecimal digits of a text's SHA-256."""
-    return sha256_bytes(text.encode())[:16]

@@ -1,7 +1,7 @@
 """Low-rank adapters on query and value matrices only, whatever a language model calls or fuses them.
 
-Models with separate projections get plain LoRA on them. Models that fuse query, key and value into one matrix get LoRA of
-twice the rank (and alpha) on the fused matrix whose ``lora_B`` is masked: query rows see the first half of the rank,
+Models with separate projections get plain LoRA on them. Models that fuse query, key and value into one matrix get LoRA
+of twice the rank (and alpha) on the fused matrix whose ``lora_B`` is masked: query rows see the first half of the rank,
 value rows the second half, key rows nothing. That is exactly rank r on Q and rank r on V, and the adapter's files stay
 readable by PEFT itself. A probe at build time checks on the model that keys do not move.
 """
@@ -78,7 +78,8 @@ class AdapterReport:
 def _leaf_names(model: nn.Module) -> set[str]:
     from transformers.pytorch_utils import Conv1D
 
-    return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    linear = (nn.Linear, Conv1D)
+    return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)}
 
 
 def find_targets(model: Any, wanted: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], FusedLayout | None]:
@@ -208,7 +209,7 @@ def _mask_gradient(layer: nn.Module, weight: Tensor, mask: Tensor) -> None:
     """Zero the gradient of entries outside ``mask``; AdamW, its decay included, then leaves their zeros alone."""
     layer.register_buffer("lora_mask", mask.to(weight.device), persistent=False)
     # The mask is read from the layer, so that it follows the model to another device.
-    weight.register_hook(lambda gradient: gradient * layer.lora_mask)  # type: ignore[operator]
+    weight.register_hook(lambda gradient: gradient * layer.lora_mask)
 
 
 @torch.no_grad()

@@ -112,6 +112,14 @@ def contrastive_loss(
     """
     if valid is None:
         valid = torch.ones(len(keys), dtype=torch.bool, device=queries.device)
+    # Similarities are divided by a temperature of a few hundredths: bfloat16 would be too coarse.
+    with torch.autocast(queries.device.type, enabled=False):
+        return _symmetric_loss(queries.float(), texts.float(), keys, temperature.float(), label_smoothing, valid)
+
+
+def _symmetric_loss(
+    queries: Tensor, texts: Tensor, keys: Tensor, temperature: Tensor, label_smoothing: float, valid: Tensor
+) -> Tensor:
     all_queries, all_texts = _gather(queries, differentiable=True), _gather(texts, differentiable=True)
     all_keys, all_valid = _gather(keys, differentiable=False), _gather(valid, differentiable=False)
     positive = (keys[:, None] == all_keys[None, :]) & all_valid[None, :]

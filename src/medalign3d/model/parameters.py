@@ -1,7 +1,8 @@
 """Exact parameter counts of the full-size model, computed on the meta device: nothing is downloaded or allocated.
 
-The configurations below describe ``Salesforce/blip2-itm-vit-g`` (Li et al., BLIP-2, 2023), ``google/flan-t5-xl`` (Chung et
-al., 2022), ``microsoft/BioGPT-Large`` (Luo et al., 2022) and ``stanford-crfm/BioMedLM`` (Bolton et al., 2024).
+The configurations below describe ``Salesforce/blip2-itm-vit-g`` (Li et al., BLIP-2, 2023), ``google/flan-t5-xl``
+(Chung et al., 2022), ``microsoft/BioGPT-Large`` (Luo et al., 2022) and
+``stanford-crfm/BioMedLM`` (Bolton et al., 2024).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def qformer_config(text_input: bool = True) -> Blip2QFormerConfig:
 def language_configs() -> dict[str, Any]:
     """Configurations of the three published language models, by the names of ``params.yaml``."""
     return {
-        "t5": T5Config(
+        "t5": T5Config(  # type: ignore[call-arg]
             vocab_size=32128,
             d_model=2048,
             d_kv=64,
@@ -96,7 +97,7 @@ def build_language_model(config: Any) -> Any:
     kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = kind.from_config(config)
     if config.model_type == "t5":
-        # transformers ties T5's output layer to its embedding when it builds one; FLAN-T5's checkpoints carry their own.
+        # transformers ties T5's output layer to its embedding when it builds one; FLAN-T5's checkpoints have their own.
         model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight))
     return model
 
@@ -151,9 +152,9 @@ def lora_count(name: str, rank: int) -> int:
 class ParameterRow:
     """Learnable parameters beside one language model.
 
-    ``core`` is what the published figure counts: sub-volume projection, positions, query transformer (without text branch)
-    and queries. ``shared`` adds layer norm, language projection, contrastive heads and temperature; ``full`` also an own
-    text branch with its embeddings.
+    ``core`` is what the published figure counts: sub-volume projection, positions, query transformer (without text
+    branch) and queries. ``shared`` adds layer norm, language projection, contrastive heads and temperature; ``full``
+    also an own text branch with its embeddings.
     """
 
     language_model: str
@@ -193,7 +194,7 @@ def parameter_table() -> list[ParameterRow]:
 
 def _full_config() -> ModelConfig:
     return ModelConfig(
-        volume_shape=(FULL_VOLUME_SIDE,) * 3,  # type: ignore[arg-type]
+        volume_shape=(FULL_VOLUME_SIDE,) * 3,
         pooling=1,
         cube=FULL_CUBE,
         vision_checkpoint="Salesforce/blip2-itm-vit-g",

@@ -68,7 +68,8 @@ class CubeProjection(nn.Module):
 
     def pool(self, volumes: Tensor) -> Tensor:
         """Average-pool the box; (B, 1, X, Y, Z) -> (B, x, y, z), float32."""
-        box = volumes[:, 0, *(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))]
+        (x, y, z), (x_end, y_end, z_end) = self.start, self.stop
+        box = volumes[:, 0, x:x_end, y:y_end, z:z_end]
         if self.pooling == 1:
             return box.float()
         return nn.functional.avg_pool3d(box.unsqueeze(1).float(), self.pooling).squeeze(1)
