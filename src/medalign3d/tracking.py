@@ -429,6 +429,7 @@ def restore_runs(params: Params, records: Iterable[Path], root: Path = Path(".")
     client, experiment = prepare(params, root)
     known = {run.data.tags.get("medalign3d.key") for run in client.search_runs([experiment], "", max_results=5000)}
     created = 0
+    commit = git_commit(root)
     for path in paths:
         record = read_json(path)
         if record["key"] in known:
@@ -440,7 +441,7 @@ def restore_runs(params: Params, records: Iterable[Path], root: Path = Path(".")
             "params_sha256": record["params_sha256"],
             "inputs_sha256": record["inputs_sha256"],
             "medalign3d.key": record["key"],
-            "restored_at_commit": git_commit(root),
+            "restored_at_commit": commit,
         }
         made = client.create_run(experiment, tags=tags, run_name=f"{record['stage']} {record['name']}")
         run = Run(client, made.info.run_id, {"params": {}, "metrics": {}})
@@ -574,7 +575,8 @@ def package_model(params: Params, run_folder: Path, out: Path, root: Path = Path
 def register_best(params: Params, root: Path = Path(".")) -> dict[str, Any]:
     """Register the model that is best on validation rows, with the alias ``champion``.
 
-    The same weights are never registered twice: then only the alias moves.
+    The same weights are never registered twice: then only the alias moves. Runs that the database lacks although their
+    records (``mlflow_run.json``) are there are created first.
 
     Returns
     -------
@@ -610,7 +612,12 @@ def register_best(params: Params, root: Path = Path(".")) -> dict[str, Any]:
     if params.tracking.uri in OFF:
         return result
     name = params.tracking.registered_model
-    with track_run(params, "register", f"{best['language_model']} {best['setting']} run-{best['run']}") as run:
+    records = sorted((root / "data").glob("models/**/mlflow_run.json")) + sorted(
+        (root / "data").glob("evaluation/**/mlflow_run.json")
+    )
+    restore_runs(params, records, root)
+    label = f"{best['language_model']} {best['setting']} run-{best['run']}"
+    with track_run(params, "register", label, root=root) as run:
         run.log_metrics({"validation_balanced_accuracy": best["validation_balanced_accuracy"]})
         client = run._client
         assert client is not None

@@ -215,7 +215,7 @@ def build_project(root: Path, params: Params, people_per_class: int = 12, seed: 
     _vqa(root, params, people, rng)
     for cohort in params.cohorts:
         own = people[people["dataset"] == cohort]
-        _volumes(root, cohort, own.head(16), params, rng)
+        _volumes(root, cohort, own.head(8), params, rng)
         index = pd.read_parquet(root / "data/volumes" / cohort / "index.parquet")
         missing = own[~own["image_id"].isin(index["image_id"])]
         extra = index.iloc[[1]].copy()
@@ -245,7 +245,7 @@ def build_project(root: Path, params: Params, people_per_class: int = 12, seed: 
 
 @pytest.fixture(scope="session")
 def demo_params() -> Params:
-    return make_params()
+    return make_params(language_models=["t5", "gpt2"])
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def provenance_of(params) -> Provenance:
 def test_table2_equals_hand_computed_numbers(demo_params):
     truths = ["NC"] * 4 + ["MCI"] * 2 + ["AD_DEM"] * 2
     first = ["NC", "NC", "NC", "NC", "MCI", "NC", "NC", "NC"]  # 5 of 8; recalls 1, 1/2, 0
-    second = ["NC", "NC", "NC", "MCI"] + ["MCI", "MCI"] + ["AD_DEM", "NC"]  # 6 of 8; recalls 3/4, 1, 1/2
+    second = ["NC", "NC", "NC", "MCI", "MCI", "MCI", "AD_DEM", "NC"]  # 6 of 8; recalls 3/4, 1, 1/2
     summary = tables.summarize(small_predictions(demo_params, truths, [first, second]), demo_params)
     table = tables.table2(summary, demo_params, provenance_of(demo_params))
     cells = table.tidy.set_index("metric")
