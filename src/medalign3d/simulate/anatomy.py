@@ -84,7 +84,7 @@ class Scan:
     """Voxel size along the *stored* axes."""
     shape: tuple[int, int, int] | None = None
     """Voxels along the stored axes; None takes what covers the head."""
-    centre_mm: tuple[float, float, float] = (0.0, -16.0, -8.0)
+    centre_mm: tuple[float, float, float] = (0.0, -16.0, 2.0)
     """The head's position (scanner millimetres, RAS) that stands in the middle of the grid."""
     rotation_degrees: tuple[float, float, float] = (0.0, 0.0, 0.0)
     translation_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -529,7 +529,7 @@ def _head_matrix(anatomy: Anatomy, scan: Scan) -> FloatArray:
 def _scanner_grid(scan: Scan) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Shape and affine of the stored voxel grid."""
     letters = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
-    cover_mm = (172.0, 212.0, 186.0)
+    cover_mm = (176.0, 220.0, 192.0)
     affine: NDArray[np.float64] = np.eye(4)
     affine[:3, :3] = 0.0
     shape = []

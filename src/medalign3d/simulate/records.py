@@ -302,7 +302,7 @@ def draw_scan(
     axis_codes: str,
     zooms_mm: tuple[float, float, float],
     shape: tuple[int, int, int] | None = None,
-    centre_mm: tuple[float, float, float] = (0.0, -16.0, -8.0),
+    centre_mm: tuple[float, float, float] = (0.0, -16.0, 2.0),
 ) -> Scan:
     """The scanner of the person's site on the day of a session."""
     site = np.random.default_rng(seed_of(person.cohort, "site", person.site))
