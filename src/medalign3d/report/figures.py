@@ -550,7 +550,7 @@ def normalization_figures(params: Params, provenance: Provenance, folder: Path, 
             axis.imshow(canvas)
             axis.set_axis_off()
             cohort_label = provenance.benchmark_label(cohort)
-            _heading(figure, f"Normalized volumes of {cohort_label}", provenance)
+            _heading(figure, f"Normalized volumes of {cohort_label}", provenance, top_inches=0.58)
             caption = (
                 f"{cohort_label}: {len(accepted)} of {len(index)} volumes accepted; shown are the {len(worst)} that "
                 "agree least with the template (local correlation in the corner), then others spread over the rest. "

@@ -15,7 +15,7 @@ from medalign3d.report.tables import MISSING, check_simulated, estimate, notes_w
 
 IMAGE_GROUP, ZERO_SHOT_GROUP, KNOWLEDGE_GROUP = "image", "image_zeroshot", "knowledge"
 SCORERS = {
-    "likelihood": "most likely letter",
+    "likelihood": "most likely choice",
     "strict": "generated, strict",
     "m3d_compat": "generated, M3D rule",
 }

@@ -36,6 +36,13 @@ ALL_PEOPLE = "all"
 OLDER_PEOPLE = "60 and over"
 OLDER_AGE_YEARS = 60.0
 MISSING = "–"
+DIAGNOSES = {
+    "NC": "normal cognition",
+    "MCI": "mild cognitive impairment",
+    "AD_DEM": "AD or dementia",
+    "NonDEM": "no dementia (two classes only)",
+    "DEM": "dementia (two classes only)",
+}
 
 PREDICTION_COLUMNS = (
     "image_id", "person_id", "dataset", "benchmark", "language_model", "setting", "text_ablation", "run", "split",
@@ -211,7 +218,7 @@ def table1(params: Params, provenance: Provenance, root: Path = Path(".")) -> Ta
         shown = [_counts(numbers, minimum) for numbers in numbers_by_group]
         for position, name in enumerate(classes):
             if any(numbers[position] for numbers in numbers_by_group):
-                add(name, [cells[position] for cells in shown])
+                add(DIAGNOSES[name], [cells[position] for cells in shown])
     unlabelled = [int((g["dx3"].isna() & g["dx2"].isna()).sum()) for g in groups]
     if any(unlabelled):
         add("no diagnosis", [count(number, minimum) for number in unlabelled])
@@ -238,8 +245,7 @@ def table1(params: Params, provenance: Provenance, root: Path = Path(".")) -> Ta
             provenance,
             f"One row counts images unless it says people. Groups of fewer than {minimum} are suppressed (and the "
             "smallest sibling that would reveal them); ages above 89 are given as 90+.",
-            "A person may have images in several uses only where a row of one cohort says so: people are split, not "
-            "images.",
+            "People, not images, are divided between the uses.",
         ),
     )
 
