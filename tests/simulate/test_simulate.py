@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 from medalign3d.errors import ParameterError
-from medalign3d.params import Params, load_params
+from medalign3d.params import Params
+from medalign3d.profiles import build_profile
 from medalign3d.simulate import LAYOUTS, MARKER, plan_cohort, simulate_cohort
 from medalign3d.simulate.anatomy import Anatomy, Renderer, Scan, save_template
 from medalign3d.simulate.images import dicom_slices
@@ -29,7 +30,7 @@ REASONS = 34
 
 def small_params(participants: int = 2, **changes: Any) -> Params:
     """The demo parameters with few people."""
-    params = load_params(REPOSITORY / "params.yaml")
+    params = build_profile("demo", project=REPOSITORY)[1]
     people = dict.fromkeys(params.simulate.participants, participants)
     simulate = params.simulate.model_copy(
         update={"participants": people, "workers": 1, "zooms_mm": 2.0, "seed": 7, "faults": True, **changes}
@@ -351,3 +352,14 @@ def test_reading_the_trees_returns_the_answer_key(trees: Path) -> None:
         images = result.images.set_index("native_image_key")
         assert set(images.index) <= set(truth.index)
         assert (images.sex.astype(str) == truth.sex.reindex(images.index)).all()
+
+
+@pytest.mark.parametrize("seed", [8, 9])
+def test_people_whose_diagnosis_goes_back_can_be_written(tmp_path: Path, seed: int) -> None:
+    """Some seeds draw a reversal (MCI to normal), which the ADNI-2 form codes as a change of its own."""
+    plan = plan_cohort("ADNI", small_params(90, seed=seed))
+    names = ("ventricles_ml", "hippocampus_left_ml", "hippocampus_right_ml", "brain_ml", "icv_ml")
+    measured = defaultdict(lambda: dict.fromkeys(names, 1.0))
+    plan.write_tables(tmp_path, measured)
+    table = pd.read_csv(next(tmp_path.rglob("DXSUM*.csv")), dtype=str)
+    assert set(table["DXCHANGE"]) & {"7", "8", "9"}

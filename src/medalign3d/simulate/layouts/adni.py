@@ -391,6 +391,9 @@ def _person_rows(
                 ("NC", "MCI"): "4",
                 ("MCI", "AD"): "5",
                 ("NC", "AD"): "6",
+                ("MCI", "NC"): "7",
+                ("AD", "MCI"): "8",
+                ("AD", "NC"): "9",
             }
             row |= {"DXCURREN": "-4", "DXCHANGE": changes[(previous or diagnosis, diagnosis)]}
         tables["DXSUM"].append(row)
