@@ -20,8 +20,8 @@ def main(params: Params) -> None:
         run.log_table("accuracies", table)
         run.log_metrics(
             {
-                f"{row.benchmark}/{row.setting}/{row.text_ablation}/balanced_accuracy": row.balanced_accuracy
-                for row in table.itertuples()
+                f"{row['split']}/{row['benchmark']}/{row['setting']}/{row['text_ablation']}": row["balanced_accuracy"]
+                for row in table.to_dict("records")
             }
         )
         out = DATA / "evaluation" / name

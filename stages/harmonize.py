@@ -5,13 +5,13 @@ from __future__ import annotations
 from common import DATA, run_stage
 
 from medalign3d.cohorts import read_ingest
-from medalign3d.ehr.harmonize import harmonize, write_harmonized
+from medalign3d.ehr.harmonize import CohortTables, harmonize, write_harmonized
 from medalign3d.params import Params
 
 
 def main(params: Params) -> None:
     """Write ``data/ehr``."""
-    tables = {cohort: read_ingest(DATA / "cohorts" / cohort) for cohort in params.cohorts}
+    tables: dict[str, CohortTables] = {cohort: read_ingest(DATA / "cohorts" / cohort) for cohort in params.cohorts}
     result = harmonize(tables, params)
     write_harmonized(result, DATA / "ehr", simulated=params.simulated)
     print(f"harmonized {len(result.images)} images of {result.images['person_id'].nunique()} people")

@@ -19,8 +19,8 @@ def main(params: Params) -> None:
         usable |= set(index.loc[index["verdict"] == "accepted", "image_id"])
     assignment = make_splits(images, params, usable)
     write_splits(assignment, DATA / "splits", params)
-    for (cohort, split), group in assignment.groupby(["dataset", "split"], observed=True):
-        print(f"split {cohort} {split}: {len(group)} images of {group['person_id'].nunique()} people")
+    for (dataset, split), group in assignment.groupby(["dataset", "split"], observed=True):
+        print(f"split {dataset} {split}: {len(group)} images of {group['person_id'].nunique()} people")
 
 
 if __name__ == "__main__":

@@ -46,5 +46,3 @@ def params_text() -> str:
     from medalign3d.profiles import build_profile
 
     return build_profile("demo", project=PROJECT)[0]
-
-

@@ -52,8 +52,8 @@ def _normalize(arguments: argparse.Namespace) -> int:
     refused = index[index["verdict"] != "accepted"]
     print(f"{len(index) - len(refused)} volumes normalized, {len(refused)} quarantined")
     print(f"volumes, pictures and index.parquet are in {arguments.out}")
-    for row in refused.itertuples():
-        print(f"  {row.image_id}: {row.reason}" + (f" ({row.detail})" if row.detail else ""))
+    for row in refused.to_dict("records"):
+        print(f"  {row['image_id']}: {row['reason']}" + (f" ({row['detail']})" if row["detail"] else ""))
     return EXIT_QUARANTINED if len(refused) else EXIT_DONE
 
 

@@ -21,7 +21,7 @@ EXPECTED_IMAGES = {"ADNI": 10_287, "NACC": 15_354, "OASIS": 3_020, "AIBL": 1_002
 
 def _line(good: bool | None, label: str, text: str) -> None:
     mark = {True: "ok     ", False: "MISSING", None: "note   "}[good]
-    print(f"  {mark}  {label:<14} {text}")
+    print(f"  {mark}  {label:<22} {text}")
 
 
 def _packages() -> bool:
@@ -70,8 +70,9 @@ def examine_cohort(cohort: str, root: Path) -> bool:
     print(f"{cohort} in {root}")
     complete = True
     for finding in inspect_cohort_folder(cohort, root):
-        complete &= finding.good is not False
-        _line(finding.good, finding.label, finding.text)
+        good = {"found": True, "absent": None}.get(finding.status, False)
+        complete &= good is not False
+        _line(good, finding.what, finding.detail)
     return complete
 
 
