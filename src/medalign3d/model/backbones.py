@@ -55,6 +55,7 @@ POSITION_SHIFT = 40  # causal models learn to read from any of the first positio
 TEXT_LOSS_POSITIONS = 256  # positions of the record, per step, at which a causal model also learns to go on
 TEXT_LOSS_WEIGHT = 0.2
 WARMUP_FRACTION = 0.1
+RELATIVE_STEPS = {"t5": 0.8}  # a step of an encoder and a decoder takes longer, and teaches more
 
 
 # -- tokenizers --------------------------------------------------------------------------------------------------------
@@ -310,8 +311,9 @@ def train_language_model(kind: str, shape: LanguageTraining, seed: int, label: s
     )
     lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
     batches = _length_sorted_batches(lengths, shape.batch_size, rng)
-    with Progress(label or f"language model {kind}", shape.steps) as progress:
-        for step in range(shape.steps):
+    steps = max(1, round(shape.steps * RELATIVE_STEPS.get(kind, 1.0)))
+    with Progress(label or f"language model {kind}", steps) as progress:
+        for step in range(steps):
             chosen = next(batches)
             batch_prompts, batch_answers = [prompts[i] for i in chosen], [answers[i] for i in chosen]
             if language.encoder_decoder:
@@ -320,7 +322,7 @@ def train_language_model(kind: str, shape: LanguageTraining, seed: int, label: s
                 shift = int(rng.integers(0, POSITION_SHIFT))
                 loss = _causal_training_loss(language, batch_prompts, batch_answers, shift, torch_rng)
             for group in optimizer.param_groups:
-                group["lr"] = shape.learning_rate * _schedule(step, shape.steps)
+                group["lr"] = shape.learning_rate * _schedule(step, steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
