@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import stat
@@ -233,3 +234,16 @@ def test_real_dicom_zip() -> None:
     assert volume.source_format == "dicom"
     assert sorted(volume.data.shape) == [274, 384, 384]
     assert np.allclose(sorted(volume.zooms), [0.667, 0.667, 0.70], atol=0.01)
+
+
+def test_slices_of_another_image_in_the_folder_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "I77"
+    folder.mkdir()
+    for number in (77, 88):
+        (folder / f"ADNI_MR_br_raw_1_S1_I{number}.dcm").write_bytes(b"slice")
+    with contextlib.ExitStack() as stack:
+        chosen = read._one_image(folder, stack)
+        assert [p.resolve().name for p in chosen.iterdir()] == ["ADNI_MR_br_raw_1_S1_I77.dcm"]
+    (folder / "ADNI_MR_br_raw_1_S1_I88.dcm").unlink()
+    with contextlib.ExitStack() as stack:
+        assert read._one_image(folder, stack) == folder

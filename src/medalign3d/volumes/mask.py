@@ -10,9 +10,9 @@ from medalign3d.volumes.bias import Tissue
 from medalign3d.volumes.grids import Array
 from medalign3d.volumes.template import Template
 
-REACH_MM, CROWN_REACH_MM = 6.0, 8.0
-"""How far outside the template's brain a head's brain may reach after affine registration; farther at the crown, where
-people differ most."""
+BASE_REACH_MM, REACH_MM, CROWN_REACH_MM = 3.5, 5.5, 8.0
+"""How far outside the template's brain a head's brain may reach after affine registration: farther at the crown, where
+people differ most, less at the base, where vessels, marrow and eye muscles touch the brain."""
 
 CORE_MM = 9.0
 """Deeper than this under the template's surface everything is brain (ventricles included)."""
@@ -65,11 +65,14 @@ def brain_mask(image: Array, template: Template, tissue: Tissue) -> Mask:
     zoom = float(template.grid.zooms[0])
     height = template.grid.coordinates()[2]
     reach = REACH_MM + (CROWN_REACH_MM - REACH_MM) * np.clip((height - 50.0) / 20.0, 0.0, 1.0)
+    reach = reach - (REACH_MM - BASE_REACH_MM) * np.clip((-5.0 - height) / 15.0, 0.0, 1.0)
     near = template.distance < reach
     fluid, grey, white = tissue.levels
     # Tissue is brighter than the middle between fluid and grey matter and not as bright as fat.
     lower = max(min(0.5 * (fluid + grey), 0.8 * grey), 0.55 * grey)
-    solid = (image > lower) & (image < 1.5 * white) & near
+    # Near the surface what is brighter than white matter is fat, marrow or a vessel.
+    bright = image > np.where(template.distance > -4.0, 1.15 * white, 1.5 * white)
+    solid = (image > lower) & ~bright & near
     deep = template.distance < -CORE_MM
     # Thin bridges (dura, vessels, optic nerves) break when the tissue is eroded; what hangs on them is then left out.
     steps = max(1, round(3.0 / zoom))
@@ -80,6 +83,6 @@ def brain_mask(image: Array, template: Template, tissue: Tissue) -> Mask:
     closing = max(2, round(7.0 / zoom))
     padded = np.pad(tissue_mask, closing)
     closed = _shrink(_grow(padded, closing), closing)[tuple(slice(closing, -closing) for _ in range(3))]
-    closed = closed & near
+    closed = closed & near & ~(bright & (template.distance > -4.0))
     smooth = ndimage.gaussian_filter(closed.astype(np.float32), 0.8, truncate=3.0) > 0.5
     return largest_component(smooth | (closed & deep), deep)

@@ -111,12 +111,12 @@ def is_already_normalized(head: Array, template: mni.Template) -> tuple[bool, ND
     The answer, and the brain's mask on that grid.
     """
     bright = float(np.percentile(head, 99))
-    solid = ndimage.binary_fill_holes(head > BACKGROUND_FRACTION * bright) if bright > 0 else np.zeros(head.shape, bool)
-    outside = template.distance > 7.0
-    within = template.distance < -4.0
-    blank = 1.0 - float(solid[outside].mean())
-    filled = float(solid[within].mean())
-    if blank < 0.93 or filled < 0.85:
+    solid = head > BACKGROUND_FRACTION * bright
+    blank = 1.0 - float(solid[template.distance > 7.0].mean())
+    if bright <= 0 or blank < 0.93:
+        return False, solid
+    solid = ndimage.binary_fill_holes(solid)
+    if float(solid[template.distance < -4.0].mean()) < 0.85:
         return False, solid
     return quality.local_correlation(head, template) > 0.25, solid
 

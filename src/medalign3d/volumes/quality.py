@@ -57,14 +57,16 @@ class Quality:
 
 
 @lru_cache(maxsize=4)
-def _inner(template: Template) -> tuple[Array, Array, Array]:
+def _inner(template: Template) -> tuple[Array, Array, Array, Array]:
+    """Weight, its window average, the template without its window mean, and the template's window variance."""
     weight = (template.distance < INNER_MM).astype(np.float32)
     sigma = WINDOW_MM / float(template.grid.zooms[0])
     smoothed = ndimage.gaussian_filter(weight, sigma, truncate=2.0, mode="constant") + np.float32(1e-4)
     blurred = ndimage.gaussian_filter(template.t1, 1.0)
     mean = ndimage.gaussian_filter(blurred * weight, sigma, truncate=2.0, mode="constant") / smoothed
     centred = (blurred - mean) * weight
-    return weight, smoothed, centred
+    variance = ndimage.gaussian_filter(centred * centred, sigma, truncate=2.0, mode="constant") / smoothed
+    return weight, smoothed, centred, variance
 
 
 def local_correlation(image: Array, template: Template) -> float:
@@ -73,7 +75,7 @@ def local_correlation(image: Array, template: Template) -> float:
     Covariance and variances are taken within a Gaussian window at every voxel; windows where the template is flat count
     little.
     """
-    weight, smoothed, reference = _inner(template)
+    weight, smoothed, reference, other = _inner(template)
     sigma = WINDOW_MM / float(template.grid.zooms[0])
 
     def average(data: Array) -> Array:
@@ -81,7 +83,7 @@ def local_correlation(image: Array, template: Template) -> float:
 
     centred = (image - average(image * weight)) * weight
     covariance = average(centred * reference)
-    own, other = average(centred * centred), average(reference * reference)
+    own = average(centred * centred)
     seen = weight > 0
     floor = 0.02 * float(own[seen].mean()) + 1e-12
     correlation = covariance[seen] / np.sqrt((own[seen] + floor) * (other[seen] + 1e-6))

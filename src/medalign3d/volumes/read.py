@@ -492,6 +492,33 @@ class _Candidate:
 def _read_dicom(path: Path) -> Volume:
     """Convert a DICOM file or folder (any nesting) and take its T1-like three-dimensional series of most slices."""
     folder = path if path.is_dir() else path.parent
+    with contextlib.ExitStack() as stack:
+        return _convert_dicom(_one_image(folder, stack))
+
+
+def _one_image(folder: Path, stack: contextlib.ExitStack) -> Path:
+    """The folder itself, or one with links to its own slices where a folder ``I<number>`` holds slices of several images.
+
+    Downloads from LONI name each slice after its image (``..._I45108.dcm``) and sometimes mix two images in one folder.
+    """
+    number = re.fullmatch(r"I(\d+)", folder.name)
+    if number is None:
+        return folder
+    slices = [p for p in folder.rglob("*") if p.is_file() and re.search(r"_I\d+\.[^.]+$", p.name)]
+    own = [p for p in slices if re.search(rf"_I{number[1]}\.[^.]+$", p.name)]
+    if not own or len(own) == len(slices):
+        return folder
+    links = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medalign3d-slices-")))
+    for place, source in enumerate(sorted(own)):
+        try:
+            os.symlink(source.resolve(), links / f"{place:05d}.dcm")
+        except OSError:
+            shutil.copyfile(source, links / f"{place:05d}.dcm")
+    return links
+
+
+def _convert_dicom(folder: Path) -> Volume:
+    """Convert every series below ``folder`` and choose among them."""
     with tempfile.TemporaryDirectory(prefix="medalign3d-dicom-") as holder:
         out = Path(holder)
         # File names carry only counters and protocol words; the side-car is anonymised and thrown away with the folder.
