@@ -490,16 +490,16 @@ class _Candidate:
 
 
 def _read_dicom(path: Path) -> Volume:
-    """Convert a DICOM file or folder (any nesting) and take its T1-like three-dimensional series of most slices."""
+    """Convert a DICOM file or folder (any nesting) and take its T1-like 3-D series of most slices."""
     folder = path if path.is_dir() else path.parent
     with contextlib.ExitStack() as stack:
         return _convert_dicom(_one_image(folder, stack))
 
 
 def _one_image(folder: Path, stack: contextlib.ExitStack) -> Path:
-    """The folder itself, or one with links to its own slices where a folder ``I<number>`` holds slices of several images.
+    """The folder itself, or links to its own slices where a folder ``I<number>`` holds slices of several images.
 
-    Downloads from LONI name each slice after its image (``..._I45108.dcm``) and sometimes mix two images in one folder.
+    Downloads from LONI name each slice after its image (``..._I45108.dcm``) and sometimes mix two images.
     """
     number = re.fullmatch(r"I(\d+)", folder.name)
     if number is None:
