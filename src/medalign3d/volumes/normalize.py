@@ -103,6 +103,12 @@ def _tame(data: Array) -> Array:
     return data
 
 
+def _blank_share(head: Array, template: mni.Template) -> float:
+    """Share of blank voxels just outside the template's brain."""
+    ceiling = BACKGROUND_FRACTION * float(np.percentile(head, 99))
+    return float((head[template.distance > 7.0] <= ceiling).mean())
+
+
 def is_already_normalized(head: Array, template: mni.Template) -> tuple[bool, NDArray[np.bool_]]:
     """Whether an image, sampled on the template's grid as its affine says, is a stripped brain in MNI space.
 
@@ -112,8 +118,7 @@ def is_already_normalized(head: Array, template: mni.Template) -> tuple[bool, ND
     """
     bright = float(np.percentile(head, 99))
     solid = head > BACKGROUND_FRACTION * bright
-    blank = 1.0 - float(solid[template.distance > 7.0].mean())
-    if bright <= 0 or blank < 0.93:
+    if bright <= 0 or _blank_share(head, template) < 0.93:
         return False, solid
     solid = ndimage.binary_fill_holes(solid)
     if float(solid[template.distance < -4.0].mean()) < 0.85:
@@ -194,8 +199,11 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
     data, affine = _tame(volume.data), np.asarray(volume.affine, dtype=float)
 
     small, small_affine = reduce_to(data, affine, float(template.grid.zooms[0]))
-    as_is = resample(small, small_affine, template.grid)
-    already, solid = is_already_normalized(as_is, template)
+    glance = mni.at_zoom(8.0, register.RIM_MM + 2.0)
+    already = _blank_share(resample(small, small_affine, glance.grid), glance) > 0.85
+    if already:
+        as_is = resample(small, small_affine, template.grid)
+        already, solid = is_already_normalized(as_is, template)
     if already:
         tissue = bias.fit(as_is, template, correct=False)
         if tissue is not None:

@@ -34,6 +34,9 @@ COARSE_WINDOW, FINE_WINDOW = 2.5, 2.0
 FAIR_CORRELATION = 0.55
 """Local correlation from which the search for better starts stops (adults reach 0.55-0.9)."""
 
+CONVERGED = 4e-4
+"""A step that raises the local correlation by less ends a level."""
+
 RADIUS_MM = 80.0
 """Coordinates are divided by this so that all twelve parameters have comparable effects."""
 
@@ -141,7 +144,7 @@ def _compare(data: Array, affine: Matrix, at: Level, transform: Matrix) -> tuple
         data, index, output=np.float32, order=1, mode="constant", cval=0.0, prefilter=False
     )
     seen = inside(data.shape, affine, at.grid, transform)
-    if seen is None:
+    if seen is None or bool(seen.ravel()[at.support].all()):
         weight, smoothed = at.weight, at.smoothed_weight
     else:
         weight = at.weight * seen
@@ -182,7 +185,7 @@ def _gauss_newton(
             jacobian = ((slopes * root)[:, None, :] * at.homogeneous).reshape(12, len(at.points))
             normal = (jacobian @ jacobian.T).astype(float)
             right = (jacobian @ (residual * root)).astype(float)
-            if gain < 2e-4 and iteration > rigid_first + 1:
+            if gain < CONVERGED and iteration > rigid_first + 1:
                 break
         else:
             failures += 1
