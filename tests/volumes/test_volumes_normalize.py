@@ -320,6 +320,10 @@ def test_cohort_is_incremental_and_clean(tmp_path: Path, params: Normalize, caps
         check_dtype=False,
     )
 
+    first = (out / "index.parquet").read_bytes()
+    normalize_cohort(images, root, params, out)
+    assert (out / "index.parquet").read_bytes() == first, "no clock time may stand in the index"
+
     fewer = normalize_cohort(images.iloc[:1], root, params, out)
     assert len(fewer) == 1
     assert not (out / "img1.npy").exists()

@@ -443,7 +443,8 @@ def normalize_cohort(
         "affine": " ".join(f"{v:.6g}" for v in target.affine.ravel()),
         "space": "MNI152 (ICBM 2009a non-linear symmetric)",
     }
-    files.write_parquet(out / store.INDEX_NAME, index, metadata)
+    # Clock times are returned but not stored: the same volumes give the same index, byte by byte.
+    files.write_parquet(out / store.INDEX_NAME, index.drop(columns="seconds"), metadata)
     index.attrs.update(metadata)
     return index
 
@@ -476,7 +477,7 @@ def _known_rows(out: Path) -> dict[str, dict[str, Any]]:
         old = files.read_parquet(path)
     except InputError:
         return {}
-    if list(old.columns) != list(INDEX_COLUMNS):
+    if list(old.columns) != [name for name in INDEX_COLUMNS if name != "seconds"]:
         return {}
     return {
         str(row["image_id"]): {str(name): value for name, value in row.items()}
