@@ -12,7 +12,7 @@ from medalign3d.cohorts import doctor as inspect_cohort_folder
 from medalign3d.errors import MedAlignError
 from medalign3d.params import Params, load_params
 
-PACKAGES = ("torch", "transformers", "peft", "monai", "nibabel", "pandas", "pyarrow", "dvc", "prefect", "mlflow")
+PACKAGES = ("torch", "transformers", "peft", "nibabel", "pandas", "pyarrow", "dvc", "prefect", "mlflow")
 
 BYTES_PER_VOXEL = 1
 EXPECTED_IMAGES = {"ADNI": 10_287, "NACC": 15_354, "OASIS": 3_020, "AIBL": 1_002, "MIRIAD": 708, "IXI": 600}

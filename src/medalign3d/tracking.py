@@ -53,8 +53,8 @@ VALUE_LIMIT = 500  # characters of a parameter's value that are kept
 BUSY_SECONDS = 60  # how long a writer waits for another one
 CHAMPION = "champion"
 SERVING_PACKAGES = (
-    "mlflow", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "PyYAML",
-    "nibabel", "nilearn", "scipy", "pydicom", "monai", "sacremoses",
+    "mlflow", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "ruamel.yaml",
+    "nibabel", "nilearn", "scipy", "pydicom", "sacremoses", "SimpleITK", "picsl_greedy", "dcm2niix", "threadpoolctl",
 )  # fmt: skip
 """What a served model needs, at the versions that trained it."""
 TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
