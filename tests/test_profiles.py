@@ -30,7 +30,7 @@ def test_there_and_back_is_byte_identical(workspace, params_text):
 
 
 def test_edits_of_the_demo_survive_a_round_trip(workspace):
-    edited = (workspace / "params.yaml").read_text().replace("steps: 300", "steps: 301")
+    edited = (workspace / "params.yaml").read_text().replace("steps: 200\n", "steps: 201\n")
     (workspace / "params.yaml").write_text(edited)
     switch_profile("oasis1", project=workspace)
     switch_profile("demo", project=workspace)
