@@ -421,20 +421,7 @@ def normalize_cohort(
     index = pd.DataFrame(rows).reindex(columns=list(INDEX_COLUMNS))
     order = {str(image_id): place for place, image_id in enumerate(images["image_id"])}
     index = index.sort_values("image_id", key=lambda ids: ids.map(order), ignore_index=True)
-    for name in (
-        "path",
-        "sha256",
-        "verdict",
-        "reason",
-        "detail",
-        "method",
-        "source_sha256",
-        "params_sha256",
-        "image_id",
-    ):
-        index[name] = index[name].fillna("").astype(str)
-    for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
-        index[name] = index[name].astype("float32")
+    index = _typed(index)
     _remove_stale(out, set(index.loc[index["verdict"] == "accepted", "path"]))
     target = mni.target_grid(params.shape, params.zooms_mm)
     metadata = {
