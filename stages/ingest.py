@@ -14,7 +14,9 @@ def main(params: Params) -> None:
     result = ingest_cohort(cohort, params.cohort_root(cohort), params, workers=params.ingest.workers)
     write_ingest(result, DATA / "cohorts" / cohort, simulated=params.simulated)
     dropped = int(((result.quarantine["level"] == "image") & (result.quarantine["severity"] == "drop")).sum())
-    print(f"ingested {cohort}: {len(result.images)} images accepted, {dropped} quarantined")
+    print(
+        f"ingested {cohort}: {result.images_found} images found = {len(result.images)} accepted + {dropped} quarantined"
+    )
 
 
 if __name__ == "__main__":

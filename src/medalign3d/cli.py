@@ -25,7 +25,10 @@ def _params(path: str | None) -> Params:
 
 def _ingest(arguments: argparse.Namespace) -> int:
     from medalign3d.cohorts import ingest_cohort, write_ingest
+    from medalign3d.cohorts.reasons import count_lines
+    from medalign3d.files import write_json
     from medalign3d.manifest import MARKER
+    from medalign3d.results import INGEST_RECORD
 
     params = _params(arguments.params)
     root = Path(arguments.root)
@@ -38,10 +41,22 @@ def _ingest(arguments: argparse.Namespace) -> int:
     result = ingest_cohort(arguments.cohort, root, params, workers=params.ingest.workers)
     write_ingest(result, Path(arguments.out), simulated=(root / MARKER).exists())
     drops = result.quarantine[(result.quarantine["level"] == "image") & (result.quarantine["severity"] == "drop")]
-    print(f"{len(result.images)} images accepted, {len(drops)} quarantined; tables in {arguments.out}")
-    for reason, count in drops["reason"].value_counts().items():
-        print(f"  {count:5d}  {reason}")
-    return EXIT_QUARANTINED if len(drops) else EXIT_DONE
+    reasons = {str(reason): int(count) for reason, count in sorted(drops["reason"].value_counts().items())}
+    write_json(
+        Path(arguments.out) / INGEST_RECORD,
+        {
+            "cohort": arguments.cohort,
+            "root": str(root.resolve()),
+            "found": result.images_found,
+            "accepted": len(result.images),
+            "quarantined": reasons,
+        },
+    )
+    print("\n".join(count_lines(result.images_found, len(result.images), reasons)))
+    print(f"tables are in {arguments.out}")
+    if reasons:
+        print("one image or participant: medalign3d why-missing ID --data " + arguments.out)
+    return EXIT_QUARANTINED if reasons else EXIT_DONE
 
 
 def _normalize(arguments: argparse.Namespace) -> int:

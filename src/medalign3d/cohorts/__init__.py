@@ -44,6 +44,7 @@ COHORTS: dict[str, Callable[[Path, Params, int], IngestResult]] = {
     "MIRIAD": miriad.ingest,
     "IXI": ixi.ingest,
 }
+TABLES = ("images", "visits", "quarantine", "sources", "field_issues")
 _ARROW_TYPES = {
     "shape": pa.list_(pa.int32()),
     "zooms": pa.list_(pa.float32()),
@@ -91,10 +92,12 @@ def _write(frame: pd.DataFrame, path: Path, simulated: bool) -> None:
 
 
 def write_ingest(result: IngestResult, out_dir: str | os.PathLike[str], simulated: bool) -> None:
-    """Write the five parquet tables of a cohort; ``simulated`` stands in each file's metadata."""
+    """Write the parquet tables of a cohort; ``simulated`` stands in each file's metadata."""
     out = Path(out_dir)
-    for name in ("images", "visits", "quarantine", "sources", "field_issues"):
+    for name in TABLES:
         _write(getattr(result, name), out / f"{name}.parquet", simulated)
+    if result.found is not None:
+        _write(result.found, out / "found.parquet", simulated)
 
 
 def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
@@ -106,10 +109,8 @@ def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
         When a table is missing or damaged.
     """
     place = Path(folder)
-    tables = {
-        name: read_parquet(place / f"{name}.parquet")
-        for name in ("images", "visits", "quarantine", "sources", "field_issues")
-    }
+    tables = {name: read_parquet(place / f"{name}.parquet") for name in TABLES}
+    found = read_parquet(place / "found.parquet") if (place / "found.parquet").exists() else None
     quarantine = tables["quarantine"]
     dropped = int(((quarantine["level"] == "image") & (quarantine["severity"] == "drop")).sum())
-    return IngestResult(**tables, images_found=len(tables["images"]) + dropped)
+    return IngestResult(**tables, images_found=len(tables["images"]) + dropped, found=found)

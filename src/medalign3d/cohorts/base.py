@@ -155,6 +155,17 @@ QUARANTINE_COLUMNS = (
 )
 FIELD_ISSUE_COLUMNS = ("dataset", "native_subject_id", "visit_code", "column", "source_file", "source_row", "reason")
 SOURCE_COLUMNS = ("dataset", "file", "sha256", "rows", "bad_lines", "used_for")
+#: Every image found on disk, dropped ones included: whose it is as far as was known, and what became of it.
+FOUND_COLUMNS = (
+    "dataset",
+    "native_image_key",
+    "native_subject_id",
+    "native_session",
+    "source_path",
+    "series_description",
+    "outcome",
+    "reason",
+)
 
 
 @dataclass
@@ -176,6 +187,9 @@ class IngestResult:
         Single values that were emptied.
     images_found
         Images found on disk: the accepted and the dropped ones.
+    found
+        One row per image found (see ``FOUND_COLUMNS``); ``outcome`` is ``accepted`` or ``dropped``. None for results
+        that were not made by a reader.
     """
 
     images: pd.DataFrame
@@ -184,6 +198,7 @@ class IngestResult:
     sources: pd.DataFrame
     field_issues: pd.DataFrame
     images_found: int = 0
+    found: pd.DataFrame | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids
@@ -813,6 +828,23 @@ class Ingest:
         record["provenance"] = json.dumps(provenance, sort_keys=True)
         return record
 
+    def _found(self) -> pd.DataFrame:
+        """Every image found on disk and what became of it."""
+        rows = [
+            {
+                "dataset": self.dataset,
+                "native_image_key": image.key,
+                "native_subject_id": image.subject or None,
+                "native_session": image.session or None,
+                "source_path": image.file.source_path,
+                "series_description": image.series_description,
+                "outcome": "dropped" if image.refusal else "accepted",
+                "reason": image.refusal[0] if image.refusal else None,
+            }
+            for image in sorted(self.images, key=lambda image: (image.key, image.file.source_path))
+        ]
+        return pd.DataFrame(rows, columns=list(FOUND_COLUMNS)).astype("string")
+
     def finish(self) -> IngestResult:
         """Build the tables and check the invariant.
 
@@ -859,7 +891,13 @@ class Ingest:
         sources["rows"] = sources["rows"].astype("int64")
         sources["bad_lines"] = sources["bad_lines"].astype("int64")
         result = IngestResult(
-            images, _typed(visit_records, VISIT_COLUMNS), quarantine, sources, issues, images_found=len(self.images)
+            images,
+            _typed(visit_records, VISIT_COLUMNS),
+            quarantine,
+            sources,
+            issues,
+            images_found=len(self.images),
+            found=self._found(),
         )
         dropped = int(((quarantine["level"] == "image") & (quarantine["severity"] == "drop")).sum())
         if len(self.images) != len(images) + dropped or images["image_id"].duplicated().any():
