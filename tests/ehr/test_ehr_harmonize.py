@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 
 import pandas as pd
 import pytest
 from ehr_tables import OASIS1_CSV, Tables, image, make_params, oasis1, tables
 
 from medalign3d.ehr.harmonize import harmonize, write_harmonized
+from medalign3d.ehr.label_rules import LABEL_RULES, LABEL_RULES_VERSION
 from medalign3d.ehr.persons import OASIS_LINK_RULE, link_persons
 from medalign3d.ehr.schema import IMAGE_COLUMNS, data_dictionary_markdown, validate_images
 from medalign3d.ehr.summary import SUPPRESSED, cohort_summary
@@ -148,6 +150,140 @@ def test_course_of_mci_from_visits(scale):
     assert result.loc[["A3", "A4"], "mci_course"].isna().all()
     assert result.loc["A1", "mci_stage"] == "EMCI"
     assert pd.isna(result.loc["A2", "mci_stage"])
+
+
+def sourced(file, **rows):
+    values = {column: {"file": file, "row": row, "rule": "as read"} for column, row in rows.items()}
+    return json.dumps({"rules_version": "1", "values": values})
+
+
+def decided(images, subject):
+    cell = json.loads(images.set_index("native_subject_id").loc[subject, "provenance"])
+    assert cell["label_rules_version"] == LABEL_RULES_VERSION
+    return {
+        column: (entry["file"], entry["row"], entry["rule"])
+        for column, entry in cell["values"].items()
+        if entry["rule"] in LABEL_RULES
+    }
+
+
+def test_each_label_carries_its_table_row_and_rule():
+    def visit(code, day, dx, row):
+        return {
+            "native_subject_id": "A1", "visit_code": code, "visit_day": day, "dx_native": dx,
+            "provenance": sourced("DXSUM.csv", dx_native=row),
+        }  # fmt: skip
+
+    visits = [
+        visit("bl", 0, "MCI", 7), visit("m12", 365, None, 8), visit("m24", 730, "Dementia", 9),
+        visit("m36", 1095, "Dementia", 10),
+    ]  # fmt: skip
+    images = [
+        adni(
+            "A1", dx_native="MCI", visit_code="bl", dx_subject_level="EMCI", educ_years=16,
+            provenance=sourced("DXSUM.csv", dx_native=7, dx_subject_level=3, educ_years=4),
+        ),
+        adni("A2", dx_native=None),
+    ]  # fmt: skip
+    others = [
+        nacc("N1", dx_native="IMCI", provenance=sourced("uds.csv", dx_native=2)),
+        nacc("N2", dx_native="MCI"),
+        nacc("N3", dx_native="NC", provenance="damaged"),
+    ]
+    result = run(images, others, visits).images
+    assert decided(result, "A1") == {
+        "dx3": ("DXSUM.csv", 7, "dx3.adni.mci"),
+        "dx2": ("DXSUM.csv", 7, "dx2.from_dx3"),
+        "mci_stage": ("DXSUM.csv", 3, "mci_stage.enrolment"),
+        # The visit that decided: the first with dementia.
+        "mci_course": ("DXSUM.csv", 9, "mci_course.progressive"),
+        "educ_code": ("DXSUM.csv", 4, "educ_code.from_years"),
+    }
+    first = json.loads(result.set_index("native_subject_id").loc["A1", "provenance"])
+    assert first["rules_version"] == "1"
+    assert first["values"]["dx_native"] == {"file": "DXSUM.csv", "row": 7, "rule": "as read"}
+    assert decided(result, "A2") == {
+        "dx3": (None, None, "dx3.none.no_diagnosis"),
+        "dx2": (None, None, "dx2.none.no_diagnosis"),
+    }
+    assert decided(result, "N1")["dx3"] == ("uds.csv", 2, "dx3.none.nacc_imci")
+    assert decided(result, "N1")["dx2"] == ("uds.csv", 2, "dx2.nacc.imci")
+    assert decided(result, "N2")["mci_course"] == (None, None, "mci_course.none.undated")
+    assert "mci_stage" not in decided(result, "N2")
+    cell = json.loads(result.set_index("native_subject_id").loc["N3", "provenance"])
+    assert cell["values"]["dx3"]["rule"] == "dx3.nacc.nc"
+
+
+def test_oasis_labels_point_at_the_cdr_and_a_carried_one_makes_none():
+    row = {"educ_code": 2, "provenance": sourced("oasis.csv", cdr_global=5)}
+    images = [
+        image("OASIS", "OAS10001", cdr_global=0.5, dx_native="DEM", **row),
+        image("OASIS", "OAS10002", cdr_global=0, cdr_global_source="carried", cdr_global_age_days=30, **row),
+        image("OASIS", "OAS10003", cdr_global=1, dx_native="a label nobody knows", **row),
+        image("OASIS", "OAS10004", **row),
+    ]
+    result = harmonize({"OASIS": tables(images)}, make_params(cohorts=["OASIS"]))
+    found = result.images.set_index("native_subject_id")["dx2"]
+    assert [found[name] if isinstance(found[name], str) else None for name in sorted(found.index)] == [
+        "DEM", None, "DEM", None,
+    ]  # fmt: skip
+    assert decided(result.images, "OAS10001")["dx2"] == ("oasis.csv", 5, "dx2.oasis.cdr_half_or_more")
+    assert decided(result.images, "OAS10003")["dx3"][2] == "dx3.none.unknown_label"
+    assert decided(result.images, "OAS10004")["dx2"][2] == "dx2.none.oasis_no_cdr"
+    assert result.images["dx3"].isna().all()
+
+
+def test_the_stage_of_enrolment_ends_when_the_person_is_not_mci_any_more():
+    def visit(subject, day, dx):
+        return {"native_subject_id": subject, "visit_code": f"d{day}", "visit_day": day, "dx_native": dx}
+
+    visits = [visit("A1", 0, "MCI"), visit("A1", 300, "CN"), visit("A1", 600, "MCI"), visit("A2", 900, "MCI")]
+    images = [
+        adni("A1", 1, dx_native="MCI", visit_code="d0", dx_subject_level="EMCI"),
+        adni("A1", 2, dx_native="MCI", visit_code="d600", dx_subject_level="EMCI", scan_day=600),
+        # Entered in the first phase: an older export calls all its MCI just so, and it stays late MCI in ADNI-2.
+        adni("A2", 1, dx_native="CN", release="ADNI1", dx_subject_level="MCI"),
+        adni("A2", 2, dx_native="MCI", release="ADNI2", dx_subject_level="MCI", visit_code="d900"),
+    ]
+    stages = run(images, [nacc("N1")], visits).images.set_index("native_image_key")["mci_stage"]
+    assert stages["A1/1"] == "EMCI"
+    assert pd.isna(stages["A1/2"])
+    assert stages["A2/2"] == "LMCI"
+
+
+def test_implausible_nacc_diagnoses_are_kept_with_a_warning_for_each_image():
+    rows = [
+        nacc("N1", dx_native="NC", cdr_global=1.0, provenance=sourced("uds.csv", dx_native=11)),
+        nacc("N2", dx_native="DEM", cdr_global=0.0),
+        nacc("N3", dx_native="NC", cdr_global=0.5),
+        nacc("N4", dx_native="MCI", cdr_global=2.0),
+        nacc("N5", dx_native="DEM", cdr_global=None),
+    ]
+    result = run([adni("A1", dx_native="CN", cdr_global=1.0)], rows)
+    warned = result.quarantine[result.quarantine["reason"] == "DIAGNOSIS_CONFLICT"]
+    assert warned["key_json"].tolist() == ['{"native_image_key": "N1/1"}', '{"native_image_key": "N2/1"}']
+    assert warned["severity"].tolist() == ["warn", "warn"]
+    assert warned["source_file"].tolist()[0] == "uds.csv"
+    assert warned["source_row"].tolist()[0] == 11
+    assert len(result.images) == 6
+    checks = result.checks.groupby("rule")["images"].sum()
+    assert checks["normal cognition with a global CDR of at least 1"] == 2
+    assert checks["dementia with a global CDR of 0"] == 1
+
+
+def test_two_people_with_one_visit_code_do_not_share_a_course():
+    visits = [
+        {"native_subject_id": subject, "visit_code": code, "visit_day": day, "dx_native": dx}
+        for subject, code, day, dx in [
+            ("A1", "bl", 0, "MCI"), ("A1", "m24", 700, "Dementia"), ("A2", "bl", 0, "MCI"), ("A2", "m48", 1400, "MCI"),
+        ]
+    ]  # fmt: skip
+    images = [adni(s, dx_native="MCI", visit_code="bl") for s in ("A1", "A2")]
+    result = run(images, [nacc("A1", dx_native="MCI", visit_code="bl", participant_id="sub-NACC")], visits).images
+    courses = dict(zip(result["image_id"], result["mci_course"], strict=True))
+    assert [courses[row["image_id"]] for row in images] == ["pMCI", "sMCI"]
+    # A person of another cohort with the same native id has a timeline of their own.
+    assert result.loc[result["dataset"] == "NACC", "mci_course"].isna().all()
 
 
 def test_schema_reports_every_violation_at_once():

@@ -8,17 +8,17 @@ and nothing else happens.
 
 from __future__ import annotations
 
-import datetime
-import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from medalign3d.ehr import labels, schema, text
+from medalign3d.ehr import schema, text
+from medalign3d.ehr.labelling import add_labels
 from medalign3d.ehr.persons import link_persons
-from medalign3d.ehr.values import is_missing, number_or_none, records_of, text_or_none
+from medalign3d.ehr.quarantine import Quarantine
+from medalign3d.ehr.values import is_missing, records_of
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.files import write_parquet, write_text
 
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from medalign3d.params import Params
-
-QUARANTINE_COLUMNS = (
-    "dataset", "level", "key_json", "source_file", "source_row", "reason", "detail", "severity", "run_id",
-)  # fmt: skip
-DAYS_PER_MONTH = 365.25 / 12
 
 
 class CohortTables(Protocol):
@@ -64,39 +59,6 @@ class Harmonized:
     quarantine: pd.DataFrame
     checks: pd.DataFrame
     simulated: bool
-
-
-class _Quarantine:
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def add(self, dataset: str, level: str, key: Mapping[str, Any], reason: str, detail: str, severity: str) -> None:
-        self.rows.append(
-            {
-                "dataset": dataset,
-                "level": level,
-                "key_json": json.dumps(dict(key), sort_keys=True),
-                "source_file": None,
-                "source_row": None,
-                "reason": reason,
-                "detail": detail,
-                "severity": severity,
-                "run_id": "harmonize",
-            }
-        )
-
-    def drop_images(self, rows: pd.DataFrame, reason: str, detail: str) -> None:
-        for row in rows.itertuples():
-            key = {"native_image_key": row.native_image_key}
-            self.add(str(row.dataset), "image", key, reason, detail, "drop")
-
-    def table(self) -> pd.DataFrame:
-        import pandas as pd
-
-        table = pd.DataFrame(self.rows, columns=list(QUARANTINE_COLUMNS))
-        for name in QUARANTINE_COLUMNS:
-            table[name] = table[name].astype("Int32" if name == "source_row" else "str")
-        return table.sort_values(["dataset", "level", "reason", "key_json"], kind="stable").reset_index(drop=True)
 
 
 def is_simulated(cohort_tables: Mapping[str, CohortTables], params: Params) -> bool:
@@ -136,7 +98,7 @@ def is_simulated(cohort_tables: Mapping[str, CohortTables], params: Params) -> b
 
 
 def _combine(cohort_tables: Mapping[str, CohortTables], order: list[str]) -> pd.DataFrame:
-    """All cohorts' images with the harmonized columns, plus the native UDS diagnosis of OASIS-3 (``dx3_native``)."""
+    """All cohorts' images with the harmonized columns."""
     import pandas as pd
 
     parts = []
@@ -170,21 +132,18 @@ def _combine(cohort_tables: Mapping[str, CohortTables], order: list[str]) -> pd.
             )
         # Until persons are linked, everybody is the participant.
         filled["person_id"] = filled["participant_id"]
-        part = schema.coerce_images(filled)
-        native = filled["dx3_native"] if "dx3_native" in filled else pd.Series(None, index=filled.index, dtype=object)
-        part["dx3_native"] = pd.Series([text_or_none(value) for value in native], index=part.index, dtype="str")
-        parts.append(part)
+        parts.append(schema.coerce_images(filled))
     return pd.concat(parts, ignore_index=True)
 
 
-def _drop(images: pd.DataFrame, bad: pd.Series, quarantine: _Quarantine, reason: str, detail: str) -> pd.DataFrame:
+def _drop(images: pd.DataFrame, bad: pd.Series, quarantine: Quarantine, reason: str, detail: str) -> pd.DataFrame:
     if bad.any():
         quarantine.drop_images(images[bad], reason, detail)
         images = images[~bad].reset_index(drop=True)
     return images
 
 
-def _drop_unusable(images: pd.DataFrame, quarantine: _Quarantine, require_age: bool) -> pd.DataFrame:
+def _drop_unusable(images: pd.DataFrame, quarantine: Quarantine, require_age: bool) -> pd.DataFrame:
     known = images["sex"].isin(["F", "M"])
     images = _drop(images, ~known, quarantine, "SEX_MISSING", "no sex on record")
     images = _drop(
@@ -201,7 +160,7 @@ def _drop_unusable(images: pd.DataFrame, quarantine: _Quarantine, require_age: b
     return images
 
 
-def _empty_out_of_range(images: pd.DataFrame, quarantine: _Quarantine) -> None:
+def _empty_out_of_range(images: pd.DataFrame, quarantine: Quarantine) -> None:
     """Empty values of nullable columns that the schema does not accept."""
     for column in schema.HARMONIZED_COLUMNS:
         if not column.nullable or not (column.numeric or column.dtype == "dictionary"):
@@ -219,7 +178,7 @@ def _empty_out_of_range(images: pd.DataFrame, quarantine: _Quarantine) -> None:
         images.loc[bad, column.name] = None
 
 
-def _empty_contradictions(images: pd.DataFrame, quarantine: _Quarantine) -> None:
+def _empty_contradictions(images: pd.DataFrame, quarantine: Quarantine) -> None:
     """Empty APOE where a participant has two genotypes, and ages that fall over time."""
     contradictions = (
         (
@@ -237,139 +196,8 @@ def _empty_contradictions(images: pd.DataFrame, quarantine: _Quarantine) -> None
             images.loc[bad, name] = None
 
 
-def _add_labels(images: pd.DataFrame, quarantine: _Quarantine, nacc_dementia_policy: str) -> None:
-    """Fill dx3, dx2, mci_stage and the derived education code.
-
-    A label that is in no code book gives no class: the image stays, unlabelled, with a row in the quarantine. Where no
-    label of a cohort is known, the table is not what it claims to be and the error is raised.
-    """
-    import pandas as pd
-
-    dx3: list[str | None] = []
-    dx2: list[str | None] = []
-    known: Counter[str] = Counter()
-    unknown: dict[str, list[labels.UnknownLabel]] = defaultdict(list)
-    for row in records_of(images):
-        dataset = str(row["dataset"])
-        measured = text_or_none(row["cdr_global_source"]) in (None, "measured")
-        options = {
-            "cdr_global": row["cdr_global"] if measured else None,
-            "dementia_etiology": row["dementia_etiology"],
-            "nacc_dementia_policy": nacc_dementia_policy,
-        }
-        try:
-            label = labels.label_of(dataset, row["dx_native"], **options)
-            if label.dx3 is None and text_or_none(row["dx3_native"]) is not None and dataset == "OASIS":
-                uds = labels.label_of(dataset, row["dx3_native"])
-                label = labels.Label(uds.dx3, label.dx2 or uds.dx2)
-            if not is_missing(row["dx_native"]):
-                known[dataset] += 1
-        except labels.UnknownLabel as error:
-            unknown[dataset].append(error)
-            key = {"native_image_key": row["native_image_key"]}
-            quarantine.add(
-                dataset, "image", key, "DIAGNOSIS_OUT_OF_SCOPE", "label in no code book; kept unlabelled", "warn"
-            )
-            label = labels.label_of(dataset, None, **options)
-        dx3.append(label.dx3)
-        dx2.append(label.dx2)
-    for dataset, errors in unknown.items():
-        if not known[dataset]:
-            raise errors[0]
-    images["dx3"] = pd.Series(dx3, index=images.index, dtype="str")
-    images["dx2"] = pd.Series(dx2, index=images.index, dtype="str")
-    stages = [
-        labels.mci_stage(d, level, release) if dataset == "ADNI" else None
-        for d, level, release, dataset in zip(
-            dx3, images["dx_subject_level"], images["release"], images["dataset"], strict=True
-        )
-    ]
-    images["mci_stage"] = pd.Series(stages, index=images.index, dtype="str")
-    derived = pd.array([labels.derived_educ_code(years) for years in images["educ_years"]], dtype="Int8")
-    images["educ_code"] = images["educ_code"].fillna(pd.Series(derived, index=images.index))
-
-
-def _ordinal(value: Any) -> int | None:
-    if isinstance(value, datetime.date):
-        return value.toordinal()
-    if is_missing(value):
-        return None
-    try:
-        return datetime.date.fromisoformat(str(value)[:10]).toordinal()
-    except ValueError:
-        return None
-
-
-def _visit_days(visit: Mapping[str, Any]) -> dict[str, float]:
-    """The day of a visit on every scale on which it is known."""
-    month = number_or_none(visit.get("visit_month"))
-    scales = {
-        "date": _ordinal(visit.get("visit_date")),
-        "day": number_or_none(visit.get("visit_day")),
-        "month": None if month is None else month * DAYS_PER_MONTH,
-    }
-    return {name: float(value) for name, value in scales.items() if value is not None}
-
-
-def _add_course(images: pd.DataFrame, visits_of: Mapping[str, pd.DataFrame]) -> None:
-    """Fill mci_course, its reason, days_to_dementia and followup_days for images of people with MCI."""
-    import pandas as pd
-
-    timelines: dict[tuple[str, str], list[tuple[dict[str, float], str | None, str | None]]] = defaultdict(list)
-    wanted = images["dx3"] == "MCI"
-    people = set(zip(images.loc[wanted, "dataset"], images.loc[wanted, "native_subject_id"], strict=True))
-    for dataset, visits in visits_of.items():
-        for visit in records_of(visits):
-            subject = (dataset, str(visit.get("native_subject_id")))
-            if subject not in people:
-                continue
-            try:
-                # Any dementia ends stability, whatever its cause.
-                label = labels.label_of(dataset, visit.get("dx_native"), cdr_global=visit.get("cdr_global"))
-                if label.dx3 is None and not is_missing(visit.get("dx3_native")):
-                    label = labels.label_of(dataset, visit.get("dx3_native"))
-            except labels.UnknownLabel:
-                continue
-            timelines[subject].append((_visit_days(visit), text_or_none(visit.get("visit_code")), label.dx3))
-    results: list[labels.Course | None] = []
-    for row, is_mci in zip(records_of(images), wanted, strict=True):
-        timeline = timelines.get((str(row["dataset"]), str(row["native_subject_id"])), [])
-        results.append(_course_of(row, timeline) if is_mci else None)
-
-    fields = {
-        "mci_course": "course",
-        "mci_course_reason": "reason",
-        "days_to_dementia": "days_to_dementia",
-        "followup_days": "followup_days",
-    }
-    for name, field in fields.items():
-        values = [None if result is None else getattr(result, field) for result in results]
-        raw = pd.Series(values, index=images.index, dtype=object)
-        images[name] = schema.coerce_column(raw, schema.COLUMN_BY_NAME[name])
-
-
-def _course_of(
-    image: Mapping[str, Any], timeline: list[tuple[dict[str, float], str | None, str | None]]
-) -> labels.Course | None:
-    """The course after the visit that was matched to an image, or None where that visit has no day."""
-    code = text_or_none(image["visit_code"])
-    matched = [days for days, visit_code, _ in timeline if code is not None and visit_code == code]
-    start = dict(matched[0]) if len(matched) == 1 else {}
-    delta = number_or_none(image["match_delta_days"])
-    if not start and delta is not None:
-        scan = {"date": _ordinal(image["scan_date"]), "day": number_or_none(image["scan_day"])}
-        start = {name: value - delta for name, value in scan.items() if value is not None}
-    shared = [scale for scale in ("date", "day", "month") if scale in start]
-    if not shared:
-        return None
-    # The scale on which most of the person's visits are known; dates win ties.
-    scale = max(shared, key=lambda name: sum(name in days for days, _, _ in timeline))
-    origin = round(start[scale])
-    return labels.mci_course(origin, [(round(days[scale]), dx3) for days, _, dx3 in timeline if scale in days])
-
-
 def _drop_equal_voxels(
-    images: pd.DataFrame, quarantine: _Quarantine, order: list[str]
+    images: pd.DataFrame, quarantine: Quarantine, order: list[str]
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """Drop images whose voxels another row has, and give the pairs of participants that share voxels.
 
@@ -477,7 +305,7 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
         )
     order = [str(cohort) for cohort in params.cohorts]
     simulated = is_simulated({cohort: cohort_tables[cohort] for cohort in order}, params)
-    quarantine = _Quarantine()
+    quarantine = Quarantine()
     images = _combine(cohort_tables, order)
     rows_in = len(images)
     images = _drop_unusable(images, quarantine, params.harmonize.require_age)
@@ -492,10 +320,8 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     images["person_id"] = pd.Series(
         [person_of[label] for label in images["participant_id"]], index=images.index, dtype="str"
     )
-    _add_labels(images, quarantine, params.ingest.nacc_dementia_policy)
-    _add_course(
-        images, {cohort: cohort_tables[cohort].visits for cohort in order if cohort_tables[cohort].visits is not None}
-    )
+    visits_of = {cohort: cohort_tables[cohort].visits for cohort in order if cohort_tables[cohort].visits is not None}
+    add_labels(images, visits_of, quarantine, params.ingest.nacc_dementia_policy)
     _add_text(images, params)
     checks = _checks(images)
     position = images["dataset"].map({cohort: number for number, cohort in enumerate(order)})

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medalign3d.ehr.values import is_missing, number_or_none, text_or_none
 from medalign3d.errors import InputError, ParameterError
@@ -47,59 +47,83 @@ class UnknownLabel(InputError):
 
 @dataclass(frozen=True)
 class Label:
-    """The common labels of one diagnosis; None where the native label does not decide one."""
+    """The common labels of one diagnosis; None where the native label does not decide one.
+
+    ``dx3_rule`` and ``dx2_rule`` are ids of :data:`medalign3d.ehr.label_rules.LABEL_RULES`.
+    """
 
     dx3: str | None
     dx2: str | None
+    dx3_rule: str = field(default="dx3.none.no_diagnosis", compare=False, repr=False)
+    dx2_rule: str = field(default="dx2.none.no_diagnosis", compare=False, repr=False)
 
 
-def _of(dx3: str) -> Label:
-    return Label(dx3, _DX2_OF_DX3[dx3])
+NO_LABEL = Label(None, None)
+UNKNOWN = Label(None, None, "dx3.none.unknown_label", "dx2.none.unknown_label")
 
 
-_NONE = Label(None, None)
-_NC, _MCI, _AD = _of("NC"), _of("MCI"), _of("AD_DEM")
-_DEM, _NON_DEM = Label(None, "DEM"), Label(None, "NonDEM")
+def _of(dx3: str, rule: str) -> Label:
+    return Label(dx3, _DX2_OF_DX3[dx3], f"dx3.{rule}", "dx2.from_dx3")
+
+
+def _oasis(dx3: str | None, rule: str) -> Label:
+    # In OASIS dx2 is the CDR of the session and nothing else: by diagnosis, an MCI with CDR 0.5 would be NonDEM.
+    return Label(dx3, None, f"dx3.{rule}", "dx2.none.oasis_no_cdr")
+
+
+def _book(*entries: tuple[Label, str]) -> dict[str, Label]:
+    return {name.strip(): label for label, names in entries for name in names.split(",")}
+
+
+_OASIS_CDR = {
+    "NonDEM": Label(None, "NonDEM", "dx3.none.oasis_cdr_only", "dx2.oasis.cdr_0"),
+    "DEM": Label(None, "DEM", "dx3.none.oasis_cdr_only", "dx2.oasis.cdr_half_or_more"),
+}
 
 CODE_BOOKS: dict[str, dict[str, Label]] = {
-    "ADNI": {
-        "CN": _NC, "NL": _NC, "NC": _NC, "Normal": _NC, "SMC": _NC,
-        "MCI": _MCI, "EMCI": _MCI, "LMCI": _MCI,
-        "AD": _AD, "Dementia": _AD, "AD_DEM": _AD,
-    },
-    "NACC": {
-        "NC": _NC,
+    "ADNI": _book(
+        (_of("NC", "adni.nc"), "CN, NL, NC, Normal, SMC"),
+        (_of("MCI", "adni.mci"), "MCI, EMCI, LMCI"),
+        (_of("AD_DEM", "adni.dementia"), "AD, Dementia, AD_DEM"),
+    ),
+    "NACC": _book(
+        (_of("NC", "nacc.nc"), "NC"),
         # Impaired but not MCI is neither of the three classes, and it is not dementia.
-        "IMCI": _NON_DEM,
-        "MCI": _MCI,
-        "DEM": _AD, "Dementia": _AD,
-    },
-    "OASIS": {
-        "DEM": _DEM, "Demented": _DEM,
-        "Non-DEM": _NON_DEM, "NonDEM": _NON_DEM, "Nondemented": _NON_DEM,
-        # The person's label; whether a session is before or after conversion is told by its CDR alone.
-        "Converted": _NONE,
-        "NC": _NC, "Cognitively normal": _NC,
-        "MCI": _MCI,
-        "AD_DEM": _AD, "AD Dementia": _AD, "AD": _AD, "Dementia": _AD,
-        "uncertain dementia": _NONE, "0.5 in memory only": _NONE,
-    },
-    "AIBL": {"NC": _NC, "HC": _NC, "MCI": _MCI, "AD": _AD},
-    "MIRIAD": {"HC": _NC, "NC": _NC, "AD": _AD},
+        (Label(None, "NonDEM", "dx3.none.nacc_imci", "dx2.nacc.imci"), "IMCI"),
+        (_of("MCI", "nacc.mci"), "MCI"),
+        (_of("AD_DEM", "nacc.dementia_any_cause"), "DEM, Dementia"),
+    ),
+    "OASIS": _book(
+        # What readers call a session by its own CDR.
+        (_OASIS_CDR["DEM"], "DEM"),
+        (_OASIS_CDR["NonDEM"], "Non-DEM, NonDEM"),
+        # The person's labels in OASIS-2; what a session is, its CDR alone says.
+        (_oasis(None, "none.oasis_group"), "Demented, Nondemented, Converted"),
+        (_oasis("NC", "oasis3.nc"), "NC, Cognitively normal"),
+        (_oasis("MCI", "oasis3.mci"), "MCI"),
+        (_oasis("AD_DEM", "oasis3.dementia"), "AD_DEM, AD Dementia, AD, Dementia"),
+        (_oasis(None, "none.oasis3_undecided"), "uncertain dementia, 0.5 in memory only"),
+    ),
+    "AIBL": _book((_of("NC", "aibl.nc"), "NC, HC"), (_of("MCI", "aibl.mci"), "MCI"), (_of("AD_DEM", "aibl.ad"), "AD")),
+    "MIRIAD": _book((_of("NC", "miriad.hc"), "HC, NC"), (_of("AD_DEM", "miriad.ad"), "AD")),
     "IXI": {},
-}  # fmt: skip
+}
 """Cohort to native label to common labels. Labels are compared without regard to case and outer blanks."""
 
+_NO_CODE = {-4: None, -1: None}
 CODED_COLUMNS: dict[tuple[str, str], dict[int, str | None]] = {
-    ("ADNI", "DIAGNOSIS"): {1: "CN", 2: "MCI", 3: "Dementia"},
-    ("ADNI", "DXCURREN"): {1: "CN", 2: "MCI", 3: "Dementia", -4: None, -1: None},
+    ("ADNI", "DIAGNOSIS"): {1: "CN", 2: "MCI", 3: "Dementia", **_NO_CODE},
+    ("ADNI", "DXCURREN"): {1: "CN", 2: "MCI", 3: "Dementia", **_NO_CODE},
     # The destination of the change counts.
     ("ADNI", "DXCHANGE"): {
         1: "CN", 7: "CN", 9: "CN", 2: "MCI", 4: "MCI", 8: "MCI", 3: "Dementia", 5: "Dementia", 6: "Dementia",
-        -4: None, -1: None,
+        **_NO_CODE,
     },
-    ("NACC", "NACCUDSD"): {1: "NC", 2: "IMCI", 3: "MCI", 4: "DEM"},
-    ("AIBL", "DXCURREN"): {1: "NC", 2: "MCI", 3: "AD", 0: None, 7: None, -4: None},
+    ("ADNI", "DXNORM"): {1: "CN", 0: None, **_NO_CODE},
+    ("ADNI", "DXMCI"): {1: "MCI", 0: None, **_NO_CODE},
+    ("ADNI", "DXAD"): {1: "Dementia", 0: None, **_NO_CODE},
+    ("NACC", "NACCUDSD"): {1: "NC", 2: "IMCI", 3: "MCI", 4: "DEM", -4: None, 9: None},
+    ("AIBL", "DXCURREN"): {1: "NC", 2: "MCI", 3: "AD", 0: None, 7: None, **_NO_CODE},
 }  # fmt: skip
 """Numeric diagnosis columns: (cohort, column) to code to native label; None is a code that means "no diagnosis"."""
 
@@ -187,21 +211,27 @@ def label_of(
     if dataset == "OASIS":
         cdr = number_or_none(cdr_global)
         if cdr is not None:
-            return Label(label.dx3, "NonDEM" if cdr == 0 else "DEM")
-    if dataset == "NACC" and nacc_dementia_policy == "ad_only":
-        etiology = text_or_none(dementia_etiology)
-        if label.dx3 == "AD_DEM" and etiology != "AD":
-            return Label(None, label.dx2)
+            by_cdr = _OASIS_CDR["NonDEM" if cdr == 0 else "DEM"]
+            dx3_rule = by_cdr.dx3_rule if label.dx3_rule == NO_LABEL.dx3_rule else label.dx3_rule
+            return Label(label.dx3, by_cdr.dx2, dx3_rule, by_cdr.dx2_rule)
+        return _NO_OASIS_LABEL if label is NO_LABEL else label
+    if dataset == "NACC" and nacc_dementia_policy == "ad_only" and label.dx3 == "AD_DEM":
+        if text_or_none(dementia_etiology) == "AD":
+            return _of("AD_DEM", "nacc.dementia_of_alzheimer")
+        return Label(None, "DEM", "dx3.none.nacc_other_cause", "dx2.nacc.other_cause")
     return label
+
+
+_NO_OASIS_LABEL = Label(None, None, "dx3.none.no_diagnosis", "dx2.none.oasis_no_cdr")
 
 
 def _native_label(dataset: str, native: str | None) -> Label:
     if native is None:
-        return _NONE
+        return NO_LABEL
     coded = re.fullmatch(r"([A-Za-z]\w*)\s*=\s*(-?\d+)(?:\.0*)?", native)
     if coded:
         resolved = native_of_code(dataset, coded[1], coded[2])
-        return _NONE if resolved is None else _FOLDED[dataset][resolved.casefold()]
+        return NO_LABEL if resolved is None else _FOLDED[dataset][resolved.casefold()]
     name = native.casefold()
     if dataset == "ADNI":
         # Older exports name the change; the destination is the diagnosis. Both ends must be labels of the code book.
@@ -219,21 +249,41 @@ def _native_label(dataset: str, native: str | None) -> Label:
     return _FOLDED[dataset][name]
 
 
-def mci_stage(dx3: object, dx_subject_level: object, release: object = None) -> str | None:
-    """EMCI or LMCI, where the matched visit is MCI and the enrolment label tells the stage.
+@dataclass(frozen=True)
+class Stage:
+    """EMCI, LMCI or None, and the id of the rule that says so."""
 
-    Participants of the first ADNI phase with MCI are late MCI by its protocol. Later phases without the distinction
-    give None; the stage is never recomputed from scores.
+    stage: str | None
+    rule: str
 
-    >>> mci_stage("MCI", "EMCI"), mci_stage("NC", "EMCI"), mci_stage("MCI", "MCI", "ADNI1"), mci_stage("MCI", "CN")
-    ('EMCI', None, 'LMCI', None)
+
+def mci_stage(dx_subject_level: object, *, enrolled_in_adni1: bool = False, left_mci: bool = False) -> Stage:
+    """Early or late MCI of a person in ADNI who has MCI at the matched visit: from the enrolment label alone.
+
+    Participants of the first phase with MCI are late MCI by its protocol. Later phases without the distinction give
+    None; the stage is never recomputed from scores.
+
+    Parameters
+    ----------
+    dx_subject_level
+        The enrolment label (``DX_bl``).
+    enrolled_in_adni1
+        Whether the person entered in the first phase.
+    left_mci
+        Whether the person had another diagnosis than MCI between enrolment and this visit: the enrolment label then
+        says nothing about the present MCI.
+
+    Examples
+    --------
+    >>> mci_stage("EMCI").stage, mci_stage("MCI", enrolled_in_adni1=True).stage, mci_stage("CN").stage
+    ('EMCI', 'LMCI', None)
     """
-    if text_or_none(dx3) != "MCI":
-        return None
     level = (text_or_none(dx_subject_level) or "").upper()
     if level in ("EMCI", "LMCI"):
-        return level
-    return "LMCI" if level == "MCI" and (text_or_none(release) or "").upper() == "ADNI1" else None
+        return Stage(None, "mci_stage.none.left_mci") if left_mci else Stage(level, "mci_stage.enrolment")
+    if level == "MCI" and enrolled_in_adni1:
+        return Stage(None, "mci_stage.none.left_mci") if left_mci else Stage("LMCI", "mci_stage.adni1")
+    return Stage(None, "mci_stage.none.no_split")
 
 
 @dataclass(frozen=True)
@@ -248,6 +298,15 @@ class Course:
     reason: str | None
     days_to_dementia: int | None
     followup_days: int
+    decided_by: int | None = field(default=None, repr=False)
+    """Days to the later visit that decided: the first with dementia or normal cognition, else the last diagnosed."""
+
+    @property
+    def rule(self) -> str:
+        """Id of the rule of :data:`medalign3d.ehr.label_rules.LABEL_RULES`."""
+        return {"pMCI": "mci_course.progressive", "sMCI": "mci_course.stable"}.get(
+            str(self.course), f"mci_course.none.{self.reason}"
+        )
 
 
 def mci_course(day: int, visits: Iterable[tuple[int, str | None]]) -> Course:
@@ -262,7 +321,8 @@ def mci_course(day: int, visits: Iterable[tuple[int, str | None]]) -> Course:
     day
         Day of the visit that was matched to the scan, on any scale.
     visits
-        All visits of the person as (day on the same scale, dx3 or None); earlier and undiagnosed ones are ignored.
+        All visits of the person as (day on the same scale, dx3 or None); earlier and undiagnosed ones are ignored. A
+        diagnosis that is none of the three classes (IMCI) counts as a diagnosis without dementia or normal cognition.
 
     Examples
     --------
@@ -273,19 +333,20 @@ def mci_course(day: int, visits: Iterable[tuple[int, str | None]]) -> Course:
     """
     later = sorted((when - day, dx3) for when, dx3 in visits if when > day and dx3 is not None)
     followup = later[-1][0] if later else 0
+    last = later[-1][0] if later else None
     dementia = next((days for days, dx3 in later if dx3 == "AD_DEM"), None)
     if dementia is not None:
         if dementia > STABLE_DAYS:
-            return Course(None, "late_converter", dementia, followup)
-        last_two = [dx3 for _, dx3 in later[-2:]]
-        if "AD_DEM" not in last_two:
-            return Course(None, "unstable_conversion", dementia, followup)
-        return Course("pMCI", None, dementia, followup)
-    if any(dx3 == "NC" for _, dx3 in later):
-        return Course(None, "reverted_to_cn", None, followup)
+            return Course(None, "late_converter", dementia, followup, dementia)
+        if all(dx3 != "AD_DEM" for _, dx3 in later[-2:]):
+            return Course(None, "unstable_conversion", dementia, followup, last)
+        return Course("pMCI", None, dementia, followup, dementia)
+    normal = next((days for days, dx3 in later if dx3 == "NC"), None)
+    if normal is not None:
+        return Course(None, "reverted_to_cn", None, followup, normal)
     if followup >= STABLE_DAYS:
-        return Course("sMCI", None, None, followup)
-    return Course(None, "censored_lt_36m", None, followup)
+        return Course("sMCI", None, None, followup, last)
+    return Course(None, "censored_lt_36m", None, followup, last)
 
 
 def derived_educ_code(educ_years: object) -> int | None:

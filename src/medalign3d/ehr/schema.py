@@ -392,6 +392,8 @@ def validate_images(table: pd.DataFrame) -> None:
     except SchemaErrors as errors:
         cases: pd.DataFrame = errors.failure_cases
         cases = cases[cases["check"] != "column_in_dataframe"]
+        # Of a rule on whole rows, every column of a bad row is listed: the rule is named once.
+        cases = cases.assign(column=cases["column"].where(cases["schema_context"] == "Column"))
         for (where, rule), rows in cases.groupby(["column", "check"], sort=True, dropna=False):
             index = [i for i in rows["index"].dropna().unique() if i in table.index]
             example = f", e.g. image {table.loc[index[0], 'image_id']}" if index and "image_id" in table else ""
