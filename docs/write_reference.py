@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from medalign3d.cohorts.reasons import reasons_markdown
+from medalign3d.ehr.label_rules import label_rules_markdown
+from medalign3d.ehr.schema import data_dictionary_markdown
 
 DOCS = Path(__file__).resolve().parent
 
-PAGES = {"quarantine_reasons.md": reasons_markdown}
+PAGES = {
+    "quarantine_reasons.md": reasons_markdown,
+    "label_rules.md": label_rules_markdown,
+    "data_dictionary.md": data_dictionary_markdown,
+}
 """File name to what makes it; ``tests/test_reference_pages.py`` checks that the files are current."""
 
 
