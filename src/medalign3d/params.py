@@ -59,7 +59,8 @@ class External(Section):
 class Ingest(Section):
     """How native files become tables (stage ``ingest``)."""
 
-    selection: Literal["one_per_visit", "all"]
+    form: Literal["clean", "table1_emulation"]
+    read_images: bool
     match_window_days: dict[CohortName, PositiveInt]
     nacc_dementia_policy: Literal["any_cause", "ad_only"]
     workers: PositiveInt

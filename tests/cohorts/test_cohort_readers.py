@@ -76,7 +76,7 @@ def test_oasis1_repeats_and_derived_files_beside_the_average(tmp_path: Path) -> 
     chosen = result.images[result.images["selected"]].iloc[0]
     assert chosen["variant"] == "averaged"
     assert len(result.images) == 4
-    everything = run("OASIS", tmp_path, selection="all")
+    everything = run("OASIS", tmp_path, form="table1_emulation")
     derived = everything.images[everything.images["variant"] == "derived"]
     assert everything.images["selected"].all()
     assert derived["variant_of"].tolist() == [chosen["image_id"]]
@@ -342,7 +342,7 @@ def test_adni_one_image_per_visit_prefers_the_protocols_choice(tmp_path: Path) -
     assert len(result.images) == 4
     assert result.images.loc[result.images["selected"], "native_image_key"].tolist() == ["I3"]
     assert sorted(result.images["run"]) == [1, 2, 3, 4]
-    assert run("ADNI", tmp_path, selection="all").images["selected"].all()
+    assert run("ADNI", tmp_path, form="table1_emulation").images["selected"].all()
 
 
 # --------------------------------------------------------------------------------------------------------------- NACC

@@ -80,24 +80,31 @@ def ingest_cohort(
     return COHORTS[cohort](Path(root), params, params.ingest.workers if workers is None else workers)
 
 
-def _write(frame: pd.DataFrame, path: Path, simulated: bool) -> None:
+def _write(frame: pd.DataFrame, path: Path, metadata: dict[str, str]) -> None:
     fields = [(name, _ARROW_TYPES[name]) for name in frame.columns if name in _ARROW_TYPES]
     table = pa.Table.from_pandas(frame.drop(columns=[name for name, _ in fields]), preserve_index=False)
     for name, kind in fields:
         column = pa.array([None if value is None else value for value in frame[name].tolist()], type=kind)
         table = table.add_column(list(frame.columns).index(name), pa.field(name, kind), column)
-    metadata = {b"simulated": b"true" if simulated else b"false"}
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
 
 
 def write_ingest(result: IngestResult, out_dir: str | os.PathLike[str], simulated: bool) -> None:
-    """Write the parquet tables of a cohort; ``simulated`` stands in each file's metadata."""
+    """Write the parquet tables of a cohort.
+
+    Each file's metadata say ``simulated``, ``images_read`` (both ``true`` or ``false``) and ``form``.
+    """
     out = Path(out_dir)
+    metadata = {
+        "simulated": str(simulated).lower(),
+        "images_read": str(result.images_read).lower(),
+        "form": result.form,
+    }
     for name in TABLES:
-        _write(getattr(result, name), out / f"{name}.parquet", simulated)
+        _write(getattr(result, name), out / f"{name}.parquet", metadata)
     if result.found is not None:
-        _write(result.found, out / "found.parquet", simulated)
+        _write(result.found, out / "found.parquet", metadata)
 
 
 def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
@@ -113,4 +120,11 @@ def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
     found = read_parquet(place / "found.parquet") if (place / "found.parquet").exists() else None
     quarantine = tables["quarantine"]
     dropped = int(((quarantine["level"] == "image") & (quarantine["severity"] == "drop")).sum())
-    return IngestResult(**tables, images_found=len(tables["images"]) + dropped, found=found)
+    said = tables["images"].attrs
+    return IngestResult(
+        **tables,
+        images_found=len(tables["images"]) + dropped,
+        found=found,
+        form=said.get("form", "clean"),
+        images_read=said.get("images_read", "true") == "true",
+    )

@@ -18,7 +18,9 @@ from typing import Any
 
 import pandas as pd
 
+from medalign3d.cohorts.emulation import CALENDAR_COHORTS, CALENDAR_WINDOW_DAYS, emulate
 from medalign3d.cohorts.images import ImageFacts, ImageFile, inspect_all, inspect_image
+from medalign3d.cohorts.listing import LISTING_NAME, list_unread_files
 from medalign3d.cohorts.reasons import Level, QuarantineReason, Severity
 from medalign3d.cohorts.tables import Row, Table, find_table, list_files, load_table, read_table
 from medalign3d.cohorts.values import Quantity, parse_number
@@ -175,8 +177,8 @@ class IngestResult:
     Attributes
     ----------
     images
-        One row per accepted image (see ``IMAGE_COLUMNS``); ``selected`` marks the one image per visit that
-        ``ingest.selection: one_per_visit`` keeps for use.
+        One row per accepted image (see ``IMAGE_COLUMNS``); ``selected`` marks the one image per visit that takes part
+        (every image in the form ``table1_emulation``).
     visits
         One row per clinical visit, also those without an image.
     quarantine
@@ -186,10 +188,15 @@ class IngestResult:
     field_issues
         Single values that were emptied.
     images_found
-        Images found on disk: the accepted and the dropped ones.
+        Images found on disk: the accepted and the dropped ones. An image that ``table1_emulation`` counts once per
+        matching visit counts here as often.
     found
         One row per image found (see ``FOUND_COLUMNS``); ``outcome`` is ``accepted`` or ``dropped``. None for results
         that were not made by a reader.
+    form
+        ``ingest.form`` of the tables.
+    images_read
+        Whether images were opened; when not, everything about their voxels is missing.
     """
 
     images: pd.DataFrame
@@ -199,6 +206,8 @@ class IngestResult:
     field_issues: pd.DataFrame
     images_found: int = 0
     found: pd.DataFrame | None = None
+    form: str = "clean"
+    images_read: bool = True
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids
@@ -376,6 +385,7 @@ class FoundImage:
     run: int = 1
     selected: bool = True
     variant_of: str | None = None
+    withheld: frozenset[str] = frozenset()
 
     @property
     def dropped(self) -> bool:
@@ -406,13 +416,17 @@ class Ingest:
         self.root = root
         self.params = params
         self.workers = workers
-        self.files = list_files(root)
+        self.images_read = params.ingest.read_images
+        self.form = params.ingest.form
+        self.files = list_files(root) if self.images_read else list_unread_files(root)
         self.images: list[FoundImage] = []
         self.visits: dict[tuple[str, str], Visit] = {}
         self._quarantine: list[dict[str, Any]] = []
         self._field_issues: list[dict[str, Any]] = []
         self._sources: list[dict[str, Any]] = []
         self.window_days = params.ingest.match_window_days.get(dataset, 183)  # type: ignore[call-overload]
+        if self.form == "table1_emulation" and dataset in CALENDAR_COHORTS:
+            self.window_days = CALENDAR_WINDOW_DAYS  # the published pairing looks at calendar months and years
 
     # -- tables
 
@@ -674,7 +688,9 @@ class Ingest:
         image.match_delta_days = delta
 
     def inspect(self, images: Iterable[FoundImage] | None = None) -> None:
-        """Read and check images that were not dropped yet, in the process pool."""
+        """Read and check images that were not dropped yet, in the process pool (not with ``read_images: false``)."""
+        if not self.images_read:
+            return
         todo = [
             image for image in (self.images if images is None else images) if not image.dropped and image.facts is None
         ]
@@ -716,9 +732,10 @@ class Ingest:
             if len(group) < 2:
                 continue
             same = len({image.facts.data_sha256 for image in group if image.facts is not None}) == 1
+            differs = " and differs" if self.images_read else ", and unread images cannot be compared"
             for image in group[1:] if same else group:
                 reason = QuarantineReason.DUPLICATE_IMAGE_BYTES if same else QuarantineReason.AMBIGUOUS_FILE
-                self.drop(image, reason, "the same image lies in several places" + ("" if same else " and differs"))
+                self.drop(image, reason, "the same image lies in several places" + ("" if same else differs))
 
     def set_person(self, image: FoundImage, column: str, sourced: Sourced | None) -> None:
         """Set a person-level column of an image."""
@@ -751,8 +768,10 @@ class Ingest:
     def select(self, derived_of: Callable[[FoundImage], Hashable] | None = None) -> None:
         """Number the runs of every session and mark the selected image of each.
 
-        With ``selection: all`` every accepted image is selected.
+        In the form ``table1_emulation`` rows are first assembled as the published table's were, and all are selected.
         """
+        if self.form == "table1_emulation":
+            emulate(self)
         sessions: dict[tuple[str, str], list[FoundImage]] = {}
         for image in self.images:
             if not image.dropped:
@@ -763,7 +782,7 @@ class Ingest:
             ranked = sorted(group, key=lambda i: (i.rank, i.order, i.key))
             for place, image in enumerate(ranked, start=1):
                 image.values.setdefault("selection_rank", min(place, 127))
-                image.selected = place == 1 or self.params.ingest.selection == "all"
+                image.selected = place == 1 or self.form == "table1_emulation"
 
     # -- results
 
@@ -784,7 +803,7 @@ class Ingest:
 
     def _image_record(self, image: FoundImage) -> dict[str, Any]:
         facts = image.facts
-        assert facts is not None
+        assert facts is not None or not self.images_read
         visit = image.visit
         clinical = {} if visit is None else visit.values
         provenance = {
@@ -804,16 +823,6 @@ class Ingest:
             "selected": image.selected,
             "source_path": image.file.source_path,
             "source_format": image.file.source_format,
-            "source_sha256": facts.source_sha256,
-            "data_sha256": facts.data_sha256,
-            "shape": list(facts.shape),
-            "zooms": [round(zoom, 6) for zoom in facts.zooms],
-            "orientation": facts.orientation,
-            "dtype": facts.dtype,
-            "affine_source": facts.affine_source,
-            "field_strength_t": facts.field_strength_t,
-            "manufacturer": facts.manufacturer,
-            "scanner_model": facts.scanner_model,
             "series_description": image.series_description,
             "scan_date": image.scan_date,
             "scan_day": image.scan_day,
@@ -822,8 +831,21 @@ class Ingest:
             "match_delta_days": image.match_delta_days,
             "match_method": image.match_method,
         }
+        if facts is not None:
+            record |= {
+                "source_sha256": facts.source_sha256,
+                "data_sha256": facts.data_sha256,
+                "shape": list(facts.shape),
+                "zooms": [round(zoom, 6) for zoom in facts.zooms],
+                "orientation": facts.orientation,
+                "dtype": facts.dtype,
+                "affine_source": facts.affine_source,
+                "field_strength_t": facts.field_strength_t,
+                "manufacturer": facts.manufacturer,
+                "scanner_model": facts.scanner_model,
+            }
         for name, value in (*clinical.items(), *image.values.items()):
-            if value is not None:
+            if value is not None and name not in image.withheld:
                 record[name] = value
         record["provenance"] = json.dumps(provenance, sort_keys=True)
         return record
@@ -898,6 +920,8 @@ class Ingest:
             issues,
             images_found=len(self.images),
             found=self._found(),
+            form=self.form,
+            images_read=self.images_read,
         )
         dropped = int(((quarantine["level"] == "image") & (quarantine["severity"] == "drop")).sum())
         if len(self.images) != len(images) + dropped or images["image_id"].duplicated().any():
@@ -930,5 +954,6 @@ def no_images(root: Path, cohort: str, expected: str) -> InputError:
         f"no {cohort} images were found",
         where=root,
         expected=expected,
-        remedy="correct the path (external.roots in params.yaml), or unpack the downloaded archives there",
+        remedy="correct the path (external.roots in params.yaml), or unpack the downloaded archives there; where only "
+        f"the tables are at hand, list the images' paths in {LISTING_NAME} and set ingest.read_images: false",
     )

@@ -527,6 +527,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     with_nifti = {c.locator for c in candidates if not c.dicom and c.problem is None}
     unpacked = {(c.locator, c.name) for c in candidates if not c.archive}
     visits = {subject: [v for v in group if v.date is not None] for subject, group in book.visits_of().items()}
+    emulation = book.form == "table1_emulation"
 
     for candidate in candidates:
         if candidate.dicom and candidate.locator in with_nifti:
@@ -572,7 +573,9 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             (sidecar or {}).get("SeriesDescription") or (sidecar or {}).get("ProtocolName") or candidate.name
         )
         item.series_description = described
-        if is_t1(described, sidecar) is False:
+        # The name alone tells what an unread image without a sidecar is; the published table asked nothing.
+        known = sidecar if sidecar is not None or book.images_read else {"SeriesDescription": described}
+        if not emulation and is_t1(described, known) is False:
             book.drop(item, QuarantineReason.NOT_T1, "the series is no T1-weighted volume")
             continue
 
@@ -635,6 +638,8 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
         for column in ("sex", "educ_years", "handedness", "apoe_genotype", "apoe4_count"):
             book.set_person(item, column, person.get(column))
         age, precision, rule, source = _age(date, person, visit, match[1], row)
+        if emulation and date is not None and "birth_year" in person:
+            age, precision, rule = float(date.year - person["birth_year"].value), "year", "scan year - year of birth"
         book.set_age(item, age, precision, rule, source.file if source else None, source.row if source else None)
         stated_age = parse_float(row.get("NACCMRIA"))
         if (

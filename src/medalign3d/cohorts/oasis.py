@@ -132,8 +132,8 @@ def _image_file(root: Path, path: str, files: tuple[str, ...], orientation_rule:
     try:
         with (root / path).open("rb") as stream:
             signature = stream.read(348)[344:347]
-    except OSError:
-        signature = b""
+    except OSError:  # not at hand: OASIS-2 says the format in the name
+        signature = b"ni1" if ".nifti." in path.lower() else b""
     if signature in (b"ni1", b"n+1"):
         return ImageFile(path, "nifti_pair", files)
     return ImageFile(path, "analyze", files, orientation_rule)
@@ -655,7 +655,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     # Derived files stand in only where a session has no usable acquisition.
     derived = [item for group in sessions.values() for item in group if item.variant == "derived"]
     book.inspect(item for item in book.images if item.variant != "derived")
-    if params.ingest.selection == "all":
+    if params.ingest.form == "table1_emulation":
         book.inspect(derived)
         for group in sessions.values():
             _link_variants(group)
@@ -689,10 +689,10 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
 
 
 def _link_variants(group: list[FoundImage]) -> None:
-    """Point derived files to the acquisition that they come from."""
-    usable = sorted((i for i in group if not i.dropped and i.variant != "derived"), key=lambda i: (i.rank, i.key))
-    for item in group:
-        if item.variant == "derived" and not item.dropped and usable:
+    """Point derived files to the acquisition that they come from, or else to the one that is closest to it."""
+    usable = sorted((i for i in group if not i.dropped), key=lambda i: (i.variant == "derived", i.rank, i.key))
+    for item in usable[1:]:
+        if item.variant == "derived":
             item.variant_of = usable[0].key
 
 

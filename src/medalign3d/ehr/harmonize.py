@@ -52,6 +52,10 @@ class Harmonized:
         Implausible but kept combinations, counted: ``dataset``, ``rule``, ``images``, ``persons``.
     simulated
         Whether the people are simulated.
+    form
+        ``clean``, or ``table1_emulation``, which counts as the published Table 1 and is never evaluated.
+    images_read
+        Whether images were opened; when not, everything about their voxels is missing.
     """
 
     images: pd.DataFrame
@@ -59,6 +63,8 @@ class Harmonized:
     quarantine: pd.DataFrame
     checks: pd.DataFrame
     simulated: bool
+    form: str = "clean"
+    images_read: bool = True
 
 
 def is_simulated(cohort_tables: Mapping[str, CohortTables], params: Params) -> bool:
@@ -97,6 +103,26 @@ def is_simulated(cohort_tables: Mapping[str, CohortTables], params: Params) -> b
     return simulated
 
 
+def _said_alike(cohort_tables: Mapping[str, CohortTables], name: str, default: Any) -> Any:
+    """What all cohorts' tables say of themselves.
+
+    Raises
+    ------
+    InputError
+        When they differ.
+    """
+    said = {cohort: getattr(tables, name, default) for cohort, tables in cohort_tables.items()}
+    if len(set(said.values())) > 1:
+        raise InputError(
+            "the cohorts' tables were made in different ways",
+            where=f"ingest, {name}",
+            found=", ".join(f"{cohort}: {value}" for cohort, value in sorted(said.items())),
+            expected=f"one {name} for all cohorts",
+            remedy="run `dvc repro` so that all cohorts are read with the present parameters",
+        )
+    return next(iter(said.values()), default)
+
+
 def _combine(cohort_tables: Mapping[str, CohortTables], order: list[str]) -> pd.DataFrame:
     """All cohorts' images with the harmonized columns."""
     import pandas as pd
@@ -119,8 +145,9 @@ def _combine(cohort_tables: Mapping[str, CohortTables], order: list[str]) -> pd.
             "run": 1,
             "variant": "raw",
             "selected": True,
-            "affine_source": "header",
         }
+        if getattr(cohort_tables[cohort], "images_read", True):
+            defaults["affine_source"] = "header"
         filled = table.copy()
         for name, default in defaults.items():
             values = table[name] if name in table else [None] * len(table)
@@ -207,7 +234,11 @@ def _drop_equal_voxels(
     rank = {cohort: position for position, cohort in enumerate(order)}
     pairs: list[tuple[str, str]] = []
     dropped: dict[int, tuple[str, str]] = {}
-    duplicated = images[images["data_sha256"].notna() & images["data_sha256"].duplicated(keep=False)]
+    # A row that the form `table1_emulation` repeats holds the voxels of its own acquisition.
+    hashes = images.drop_duplicates("image_id").set_index("image_id")["data_sha256"]
+    repeats = images["variant_of"].map(hashes) == images["data_sha256"]
+    candidates = images[images["data_sha256"].notna() & ~repeats]
+    duplicated = candidates[candidates["data_sha256"].duplicated(keep=False)]
     for _, group in duplicated.groupby("data_sha256", sort=True):
         participants = sorted(set(group["participant_id"]))
         pairs += [(participants[0], other) for other in participants[1:]]
@@ -304,7 +335,10 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
             "cohorts were not read", found=f"no tables of {', '.join(absent)}", expected=list(params.cohorts)
         )
     order = [str(cohort) for cohort in params.cohorts]
-    simulated = is_simulated({cohort: cohort_tables[cohort] for cohort in order}, params)
+    chosen = {cohort: cohort_tables[cohort] for cohort in order}
+    simulated = is_simulated(chosen, params)
+    form = str(_said_alike(chosen, "form", "clean"))
+    images_read = bool(_said_alike(chosen, "images_read", True))
     quarantine = Quarantine()
     images = _combine(cohort_tables, order)
     rows_in = len(images)
@@ -329,7 +363,7 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
         images.assign(position=position).sort_values(["position", "image_id"], kind="stable").reset_index(drop=True)
     )
     images = images[[column.name for column in schema.HARMONIZED_COLUMNS]]
-    schema.validate_images(images)
+    schema.validate_images(images, images_read=images_read)
     table = quarantine.table()
     dropped = int(((table["level"] == "image") & (table["severity"] == "drop")).sum())
     if rows_in != len(images) + dropped:
@@ -343,8 +377,8 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
         [count[label] for label in persons["participant_id"]], index=persons.index, dtype="int64"
     )
     for frame in (images, persons, table, checks):
-        frame.attrs["simulated"] = "true" if simulated else "false"
-    return Harmonized(images, persons, table, checks, simulated)
+        frame.attrs |= {"simulated": str(simulated).lower(), "form": form, "images_read": str(images_read).lower()}
+    return Harmonized(images, persons, table, checks, simulated, form, images_read)
 
 
 def write_harmonized(result: Harmonized, out_dir: str | Path, *, simulated: bool | None = None) -> None:
@@ -359,7 +393,13 @@ def write_harmonized(result: Harmonized, out_dir: str | Path, *, simulated: bool
         raise InputError(
             "the tables contradict the parameters", found=f"simulated: {result.simulated}", expected=simulated
         )
-    metadata = {"simulated": "true" if result.simulated else "false", "schema": "images/1", "text": text.TEMPLATE}
+    metadata = {
+        "simulated": str(result.simulated).lower(),
+        "form": result.form,
+        "images_read": str(result.images_read).lower(),
+        "schema": "images/1",
+        "text": text.TEMPLATE,
+    }
     folder = Path(out_dir)
     tables: Iterable[tuple[str, pd.DataFrame]] = (
         ("images", result.images),

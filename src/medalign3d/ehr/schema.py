@@ -39,6 +39,9 @@ class Column:
         Range and grid of a number column.
     stage
         The stage that knows the column: ``harmonize``, ``normalize`` or ``split``.
+    needs_voxels
+        A fact about the voxels: missing in every row where images were not read (``ingest.read_images: false``), and
+        only there.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Column:
     high: float | None = None
     step: float | None = None
     stage: str = "harmonize"
+    needs_voxels: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -101,7 +105,9 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
         nullable=False,
         allowed=("raw", "averaged", "processed", "derived"),
     ),
-    Column("variant_of", "string", "image_id of the acquisition that a derived file comes from"),
+    Column(
+        "variant_of", "string", "image_id of the acquisition that a derived file, or a row that repeats it, comes from"
+    ),
     Column(
         "selected", "bool", "whether the image takes part (one per visit, unless all are asked for)", nullable=False
     ),
@@ -114,17 +120,18 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
         allowed=("dicom", "nifti", "analyze", "nifti_pair"),
     ),
     Column("source_sha256", "string", "hash of the sorted hashes of the source files"),
-    Column("data_sha256", "string", "hash of the voxel array", nullable=False),
+    Column("data_sha256", "string", "hash of the voxel array", nullable=False, needs_voxels=True),
     Column("norm_path", "string", "normalized volume", stage="normalize"),
     Column("norm_sha256", "string", "hash of the normalized volume", stage="normalize"),
-    Column("shape", "list<int32>", "native voxels along each axis", "voxels", nullable=False),
-    Column("zooms", "list<float32>", "native voxel size along each axis", "mm", nullable=False),
-    Column("orientation", "string", "native axis codes, e.g. RAS", nullable=False),
+    Column("shape", "list<int32>", "native voxels along each axis", "voxels", nullable=False, needs_voxels=True),
+    Column("zooms", "list<float32>", "native voxel size along each axis", "mm", nullable=False, needs_voxels=True),
+    Column("orientation", "string", "native axis codes, e.g. RAS", nullable=False, needs_voxels=True),
     Column(
         "affine_source",
         "dictionary",
         "whether the header's orientation was trusted",
         nullable=False,
+        needs_voxels=True,
         allowed=("header", "assumed"),
     ),
     Column("field_strength_t", "float32", "scanner field strength", "T", low=0.01, high=12),
@@ -144,7 +151,7 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
         "match_method",
         "dictionary",
         "how scan and visit were matched",
-        allowed=("exact_label", "date_nearest", "ida_visit", "file_name"),
+        allowed=("exact_label", "date_nearest", "ida_visit", "file_name", "calendar"),
     ),
     Column("sex", "dictionary", "sex", nullable=False, allowed=("F", "M")),
     Column("age_years", "float32", "age at the scan", "years", low=15, high=110),
@@ -340,8 +347,15 @@ def age_goes_forward(table: pd.DataFrame) -> pd.Series:
     return result
 
 
-def validate_images(table: pd.DataFrame) -> None:
+def validate_images(table: pd.DataFrame, *, images_read: bool = True) -> None:
     """Check a harmonized table of images against the schema.
+
+    Parameters
+    ----------
+    table
+        The table.
+    images_read
+        Whether images were opened; when not, facts about voxels must be missing.
 
     Raises
     ------
@@ -364,7 +378,7 @@ def validate_images(table: pd.DataFrame) -> None:
             checks=[accepts(column)]
             if column.allowed or column.low is not None or column.high is not None or column.step
             else [],
-            nullable=column.nullable,
+            nullable=column.nullable or (column.needs_voxels and not images_read),
             required=column.stage == "harmonize",
         )
         for column in IMAGE_COLUMNS
@@ -378,6 +392,10 @@ def validate_images(table: pd.DataFrame) -> None:
                 ~t[t["selected"]].duplicated([*key, "native_image_key"], keep=False).reindex(t.index, fill_value=False)
             ),
             name="participant, session, run, variant and native key are unique",
+        ),
+        pa.Check(
+            lambda t: images_read | t[[c.name for c in HARMONIZED_COLUMNS if c.needs_voxels]].isna().all(axis=1),
+            name="facts about voxels are missing where images were not read",
         ),
         pa.Check(_agree, name="dx3 and dx2 agree"),
         pa.Check(lambda t: _constant(t, "sex"), name="sex is constant within a participant"),
@@ -440,7 +458,7 @@ def data_dictionary_markdown() -> str:
             column.dtype,
             column.unit,
             _rule(column),
-            "yes" if column.nullable else "no",
+            "yes" if column.nullable else ("where images were not read" if column.needs_voxels else "no"),
             column.doc,
             column.stage,
         )

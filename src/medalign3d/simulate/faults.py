@@ -5,7 +5,7 @@ Every fault sits on an *extra* person beyond ``simulate.participants`` (one sess
 faults never shrink the cohorts. ``faults.json`` lists what reading the tree must report: objects with ``reason``,
 ``level``, ``severity``, ``key`` (a dict), ``detail`` and ``stage`` (``ingest``, or ``harmonize`` where only the comparison
 of cohorts can find it). An image that is dropped has exactly one row. The comparison with ``quarantine.parquet`` is on the
-multiset of (reason, level, key_json); it holds for ``selection: one_per_visit``.
+multiset of (reason, level, key_json); it holds for ``ingest.form: clean``.
 
 Keys by level
     image     ``{"native_image_key": K}``

@@ -51,10 +51,20 @@ def read_images(params: Params, data_dir: str | Path = "data") -> pd.DataFrame:
     Raises
     ------
     InputError
-        When a table is missing, no image is left, or simulated and real people are mixed.
+        When a table is missing, no image is left, simulated and real people are mixed, or the rows are those of
+        ``ingest.form: table1_emulation``, which count one scan many times and must not train or test a model.
     """
     folder = Path(data_dir)
     images = files.read_parquet(folder / "ehr" / "images.parquet")
+    form = images.attrs.get("form", "clean")
+    if form != "clean":
+        raise InputError(
+            "these rows are for counting only: models are never trained or evaluated on them",
+            where=folder / "ehr/images.parquet",
+            found=f"form: {form}",
+            expected="form: clean",
+            remedy="set ingest.form: clean in params.yaml and run `dvc repro`",
+        )
     simulated = images.attrs.get("simulated", "true" if params.simulated else "false")
     assignment = read_assignment(folder / "splits")
     indexes = []

@@ -364,9 +364,22 @@ def normalize_cohort(
     -------
     DataFrame
         The index: one row per image, columns :data:`INDEX_COLUMNS`.
+
+    Raises
+    ------
+    InputError
+        When an image id stands twice, or the table was made without opening the images.
     """
     import pandas as pd
 
+    if images.attrs.get("images_read") == "false":
+        raise InputError(
+            "the images were listed but not read, so there is nothing to normalize",
+            where="images table",
+            found="images_read: false",
+            expected="images_read: true",
+            remedy="make the image files available, set ingest.read_images: true in params.yaml and run `dvc repro`",
+        )
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     mni.target_grid(params.shape, params.zooms_mm)  # a grid that cuts the brain is refused before any work
