@@ -128,7 +128,7 @@ EXPLANATIONS: dict[QuarantineReason, Explanation] = {
     ),
     _R.DERIVED_VARIANT: Explanation(
         "The file was derived from an acquisition of the same session, which is read instead.",
-        "Nothing needs doing; `ingest.selection: all` keeps derived files, too.",
+        "Nothing needs doing; `ingest.form: table1_emulation` counts derived files, too.",
     ),
     _R.QC_FAIL: Explanation(
         "The image failed quality control: the custodian's rating, or the check of its alignment with the template.",
