@@ -669,7 +669,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             listed_people.setdefault(row.get(*LIST_SUBJECT), row)
     search_by: dict[tuple[str, datetime.date], Row] = {}
     for row in search:
-        date, _ = parse_date(row.get(*LIST_DATE))
+        date, _ = row.date(*LIST_DATE)
         if date is not None:
             search_by.setdefault((row.get(*LIST_SUBJECT), date), row)
     visits = {subject: [v for v in group if v.date is not None] for subject, group in book.visits_of().items()}
@@ -709,7 +709,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             continue
         date, problem = image.scan_date()
         if date is None and problem is not QuarantineReason.DATE_IN_FUTURE and listed is not None:
-            date, problem = parse_date(listed.get(*LIST_DATE))
+            date, problem = listed.date(*LIST_DATE)
             if date is None and problem is None:
                 problem = QuarantineReason.DATE_UNPARSABLE
         if problem is QuarantineReason.DATE_IN_FUTURE:

@@ -304,7 +304,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     known = {visit.subject for visit in book.visits.values()} | set(people) | listed_people
     search_by: dict[tuple[str, datetime.date], Row] = {}
     for row in search:
-        date, _ = parse_date(row.get(*LIST_DATE))
+        date, _ = row.date(*LIST_DATE)
         if date is not None:
             search_by.setdefault((str(parse_whole_id(row.get(*LIST_SUBJECT))), date), row)
     release = next((m[0] for path in book.files if (m := re.search(r"Data_extract_[0-9.]+[0-9]", path))), "AIBL")
@@ -333,7 +333,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
             continue
         date, problem = image.scan_date()
         if date is None and problem is not QuarantineReason.DATE_IN_FUTURE and listed is not None:
-            date, problem = parse_date(listed.get(*LIST_DATE))
+            date, problem = listed.date(*LIST_DATE)
         if problem is QuarantineReason.DATE_IN_FUTURE:
             book.drop(item, problem, "the acquisition is dated in the future")
             continue

@@ -22,8 +22,8 @@ from medalign3d.cohorts.emulation import CALENDAR_COHORTS, CALENDAR_WINDOW_DAYS,
 from medalign3d.cohorts.images import ImageFacts, ImageFile, inspect_all, inspect_image
 from medalign3d.cohorts.listing import LISTING_NAME, list_unread_files
 from medalign3d.cohorts.reasons import Level, QuarantineReason, Severity
-from medalign3d.cohorts.tables import Row, Table, find_table, list_files, load_table, read_table
-from medalign3d.cohorts.values import Quantity, parse_number
+from medalign3d.cohorts.tables import Row, Table, find_table, header_key, list_files, load_table, read_table
+from medalign3d.cohorts.values import DateOrder, Quantity, parse_date, parse_number
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.params import Params
 from medalign3d.progress import Progress
@@ -56,6 +56,13 @@ __all__ = [
 RULES_VERSION = "1"
 COMMENT = object()  # what a parser returns for a laboratory's remark in place of a result
 AGE_LOW, AGE_HIGH = 15.0, 110.0
+#: Columns (see ``header_key``) that say whose row it is and of which visit.
+KEY_COLUMNS = frozenset(
+    {"rid", "ptid", "viscode", "viscode2", "naccid", "naccvnum", "naccmnum", "id", "subject", "subject_id", "mri_id",
+     "mr_id", "label", "session", "oasisid", "oasis_session_label", "days_to_visit", "adrc_adrcclinicaldata_id",
+     "ixi_id"}
+)  # fmt: skip
+_DATE_COLUMN = re.compile(r"(?<!user)(?<!up)date(?!_?stamp|2)")
 DAYS_PER_YEAR = 365.25
 DAYS_PER_MONTH = DAYS_PER_YEAR / 12
 
@@ -287,7 +294,7 @@ def native_ids(participant_id: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------------- visits
 
 
-@dataclass
+@dataclass(slots=True)
 class Sourced:
     """A value with the table, line and rule that it came from."""
 
@@ -393,7 +400,8 @@ class FoundImage:
         return self.refusal is not None
 
 
-Parser = Callable[[str], tuple[Any, QuarantineReason | None]]
+Parsed = tuple[Any, QuarantineReason | None]
+Parser = Callable[[str], Parsed]
 
 
 class Ingest:
@@ -443,8 +451,22 @@ class Ingest:
                 "used_for": used_for,
             }
         )
+        for line, column in table.doubtful:
+            self._issue(QuarantineReason.DUPLICATE_KEY_CONFLICT, "", "", column, table.relative, line)
+        for column in table.frame.columns:
+            if _DATE_COLUMN.search(header_key(column)) and table.date_order(column) is DateOrder.DAY_FIRST:
+                self.note(
+                    QuarantineReason.DATE_UNPARSABLE,
+                    Level.TABLE,
+                    {"file": table.name, "column": str(column)},
+                    Severity.WARN,
+                    "the column's cells show that it writes dates as D/M/Y, not as M/D/Y; it is read as D/M/Y",
+                    table.relative,
+                )
         for bad in table.bad_lines:
             found = f"{bad.found} cells" if bad.found else "an unbalanced quote"
+            if bad.cut_off:
+                found = f"the file ends in the middle of a line, after {bad.found} cells"
             self.note(
                 QuarantineReason.CSV_BAD_LINE,
                 Level.TABLE,
@@ -507,7 +529,7 @@ class Ingest:
 
     def field_issue(self, reason: QuarantineReason, subject: str, code: str, column: str, row: Row) -> None:
         """Record that a value was emptied: a field issue and a quarantine row of level ``field``."""
-        self._issue(reason, subject, code, column, row)
+        self._issue(reason, subject, code, column, row.table.relative, row.line)
         self.note(
             reason,
             Level.FIELD,
@@ -518,21 +540,25 @@ class Ingest:
             row.line,
         )
 
-    def _issue(self, reason: QuarantineReason, subject: str, code: str, column: str, row: Row) -> None:
+    def _issue(self, reason: QuarantineReason, subject: str, code: str, column: str, file: str, line: int) -> None:
         self._field_issues.append(
             {
                 "dataset": self.dataset,
                 "native_subject_id": subject,
                 "visit_code": code,
                 "column": column,
-                "source_file": row.table.relative,
-                "source_row": row.line,
+                "source_file": file,
+                "source_row": line,
                 "reason": str(reason),
             }
         )
 
     def row_without_id(self, row: Row) -> None:
-        """Record a table row whose subject id cannot be read."""
+        """Record a table row whose subject id (or visit) cannot be read: a quarantine row, and its key cells."""
+        for column in row.table.frame.columns:
+            key = header_key(column)
+            if key in KEY_COLUMNS and row.cells[row.table.places((str(column),))[0]] != "":
+                self._issue(QuarantineReason.ID_UNPARSABLE, "", "", str(column), row.table.relative, row.line)
         self.note(
             QuarantineReason.ID_UNPARSABLE,
             Level.TABLE,
@@ -585,18 +611,49 @@ class Ingest:
         Laboratories write remarks into result cells (``<0.10``, ``SCC09``, ``NO SPECIMEN``): a parser that returns
         ``COMMENT`` for such text gives a field issue without a quarantine row.
         """
-        cell = row.get(*columns)
-        if cell == "":
+        return self._value(row, subject, code, parser, columns, None)
+
+    def _value(
+        self,
+        row: Row,
+        subject: str,
+        code: str,
+        parser: Quantity | Parser,
+        columns: Sequence[str],
+        known: dict[Any, Parsed] | None,
+    ) -> Sourced | None:
+        """See :meth:`value`; ``known`` holds what ``parser`` made of cells before, for whole tables."""
+        table = row.table
+        for place in table.places(tuple(columns)):
+            cell = row.cells[place]
+            if cell != "":
+                break
+        else:
             return None
-        value, reason = parse_number(cell, parser) if isinstance(parser, Quantity) else parser(cell)
-        column = row.column(*columns)
+        key = (cell, place) if parser is parse_date else cell
+        outcome = None if known is None else known.get(key)
+        if outcome is None:
+            if isinstance(parser, Quantity):
+                outcome = parse_number(cell, parser)
+            elif parser is parse_date:
+                outcome = parse_date(cell, order=table.date_order(str(table.frame.columns[place])))
+            else:
+                outcome = parser(cell)
+            if known is not None:
+                if len(known) > 100_000:
+                    known.clear()
+                known[key] = outcome
+        value, reason = outcome
+        if reason is None and value is None:
+            return None
+        column = str(table.frame.columns[place])
         if value is COMMENT:
-            self._issue(QuarantineReason.SENTINEL_UNKNOWN, subject, code, column, row)
+            self._issue(QuarantineReason.SENTINEL_UNKNOWN, subject, code, column, table.relative, row.line)
             return None
         if reason is not None:
             self.field_issue(reason, subject, code, column, row)
             return None
-        return None if value is None else Sourced(value, row.table.relative, row.line, column)
+        return Sourced(value, table.relative, row.line, column)
 
     def collect(
         self,
@@ -621,7 +678,13 @@ class Ingest:
         lines
             Lines of the table to look at; all of them when None.
         """
-        grouped: dict[tuple[str, str], list[tuple[Row, dict[str, Sourced]]]] = {}
+        present: list[tuple[str, Quantity | Parser, tuple[str, ...], dict[Any, Parsed]]] = [
+            (name, parser, tuple(columns), {})
+            for name, (parser, columns) in fields.items()
+            if table.places(tuple(columns))
+        ]
+        collected: dict[tuple[str, str], dict[str, Sourced]] = {}
+        repeated: dict[tuple[str, str], list[tuple[Row, dict[str, Sourced]]]] = {}
         for row in table.rows():
             if lines is not None and row.line not in lines:
                 continue
@@ -630,14 +693,16 @@ class Ingest:
                 self.row_without_id(row)
                 continue
             parsed: dict[str, Sourced] = {}
-            for name, (parser, columns) in fields.items():
-                sourced = self.value(row, key[0], key[1], parser, *columns)
+            for name, parser, columns, known in present:
+                sourced = self._value(row, key[0], key[1], parser, columns, known)
                 if sourced is not None:
                     parsed[name] = sourced
-            grouped.setdefault(key, []).append((row, parsed))
-        collected: dict[tuple[str, str], dict[str, Sourced]] = {}
-        for key, rows in grouped.items():
-            merged: dict[str, Sourced] = {}
+            if key in collected:
+                repeated.setdefault(key, []).append((row, parsed))
+            else:
+                collected[key] = parsed
+        for key, rows in repeated.items():
+            merged = collected[key]
             conflicts: set[str] = set()
             for _, parsed in rows:
                 for name, sourced in parsed.items():
@@ -652,18 +717,17 @@ class Ingest:
                     QuarantineReason.DUPLICATE_KEY_CONFLICT,
                     *key,
                     Severity.NULL_FIELD,
-                    f"{len(rows)} rows of one visit differ in {', '.join(names)}; emptied",
+                    f"{len(rows) + 1} rows of one visit differ in {', '.join(names)}; emptied",
                     rows[-1][0],
                 )
-            elif len(rows) > 1:
+            else:
                 self.visit_note(
                     QuarantineReason.DUPLICATE_KEY_IDENTICAL,
                     *key,
                     Severity.WARN,
-                    f"{len(rows)} equal rows of one visit; one was kept",
+                    f"{len(rows) + 1} equal rows of one visit; one was kept",
                     rows[-1][0],
                 )
-            collected[key] = merged
         return collected
 
     def visit(self, subject: str, code: str) -> Visit:

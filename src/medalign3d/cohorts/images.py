@@ -7,13 +7,12 @@ can be inverted and is not the identity of a header that was never filled in.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
+import math
 import multiprocessing
 import os
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,13 +25,19 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from medalign3d.cohorts.archives import Archive, ArchiveError, Gunzip
 from medalign3d.cohorts.reasons import QuarantineReason
+from medalign3d.cohorts.values import parse_float
 from medalign3d.errors import VolumeError
+from medalign3d.files import CHUNK_BYTES
 
 MINIMUM_AXIS = 60  # voxels
 MINIMUM_ZOOM, MAXIMUM_ZOOM = 0.4, 2.0  # millimetres
 ZOOM_TOLERANCE = 1e-3
-MAXIMUM_BYTES = 4 << 30  # a header that claims more than this is damaged
+MAXIMUM_BYTES = 1 << 30  # voxels of one image: 512 x 512 x 512 of eight bytes; a header that claims more is damaged
+MAXIMUM_TRAILER = 16 << 20  # bytes behind the voxels (extensions, padding) that a file may have
+MAXIMUM_SLICE_FILE = 256 << 20
+MAXIMUM_DICOM_FILES = 20_000
 SLICE_GAP_TOLERANCE = 0.1  # share of the slice distance
 ZIP_SEPARATOR = "!"
 
@@ -116,7 +121,9 @@ def _check_geometry(
     if min(sizes) < 1e-6 or abs(np.linalg.det(rotation)) < 1e-3 * float(np.prod(sizes)):
         raise VolumeError(QuarantineReason.IMAGE_BAD_AFFINE, "an affine cannot be inverted", found=rotation.tolist())
     header_says_otherwise = max(abs(abs(z) - 1.0) for z in zooms) > 0.01
-    if np.allclose(rotation, np.eye(3), atol=1e-6) and header_says_otherwise:
+    # Flipped or reordered axes of exactly 1 mm are the same mistake.
+    unit_axes = np.isin(np.abs(rotation), (0.0, 1.0)).all() and np.allclose(sizes, 1.0)
+    if unit_axes and header_says_otherwise:
         raise VolumeError(
             QuarantineReason.IMAGE_BAD_AFFINE,
             "an affine is the identity although voxels are not 1 mm",
@@ -171,41 +178,93 @@ class _Source:
 
     def __init__(self, root: Path, image: ImageFile) -> None:
         self.root = root
-        self.archive: zipfile.ZipFile | None = None
+        self.archive: Archive | None = None
         if ZIP_SEPARATOR in image.source_path:
-            self.archive = zipfile.ZipFile(root / image.source_path.split(ZIP_SEPARATOR, 1)[0])
+            self.archive = Archive(root / image.source_path.split(ZIP_SEPARATOR, 1)[0])
 
     def __enter__(self) -> _Source:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *details: Any) -> None:
         if self.archive is not None:
-            self.archive.close()
+            self.archive.__exit__(*details)
 
-    def read(self, name: str) -> bytes:
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The file's bytes, a chunk at a time."""
         if self.archive is not None:
-            return self.archive.read(name)
-        return (self.root / name).read_bytes()
+            yield from self.archive.chunks(name)
+            return
+        with (self.root / name).open("rb") as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The file's bytes; an error when there are more than ``limit``."""
+        content = bytearray()
+        for chunk in self.chunks(name):
+            content += chunk
+            if len(content) > limit:
+                raise VolumeError(
+                    QuarantineReason.IMAGE_UNREADABLE, "a file is too large", expected=f"at most {limit} bytes"
+                )
+        return bytes(content)
 
 
-def _gunzip(content: bytes) -> tuple[bytes, bool]:
-    """Decompressed bytes and whether the stream was complete."""
-    out = bytearray()
-    rest = content
-    while rest:
-        decompressor = zlib.decompressobj(wbits=31)
-        try:
-            out += decompressor.decompress(rest)
-        except zlib.error as error:
-            if out and rest.strip(b"\x00") == b"":  # padding behind the last member is legal
-                break
-            raise VolumeError(
-                QuarantineReason.IMAGE_UNREADABLE, "a compressed file is damaged", found=str(error)
-            ) from error
-        if not decompressor.eof:
-            return bytes(out), False
-        rest = decompressor.unused_data
-    return bytes(out), True
+class _Expanded:
+    """The start of a file, expanded where it is gzip data, and no further than it is asked for.
+
+    Attributes
+    ----------
+    content
+        The bytes so far.
+    complete
+        Whether compressed data ended where it should (after :meth:`finish`).
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.content = bytearray()
+        self.complete = True
+        self._raw = hashlib.sha256()
+        self._pieces = self._expand(chunks)
+
+    def _expand(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        expander: Gunzip | None = None
+        first = True
+        for chunk in chunks:
+            self._raw.update(chunk)
+            if first and chunk[:2] == b"\x1f\x8b":
+                expander, self.complete = Gunzip(), False
+            first = False
+            if expander is None:
+                yield chunk
+                continue
+            try:
+                yield from expander.expand(chunk)
+            except zlib.error as error:
+                raise VolumeError(
+                    QuarantineReason.IMAGE_UNREADABLE, "a compressed file is damaged", found=str(error)
+                ) from error
+            self.complete = expander.complete
+
+    def fill(self, size: int) -> bytearray:
+        """Expand until ``size`` bytes are there or the file ends."""
+        while len(self.content) < size and (piece := next(self._pieces, None)) is not None:
+            self.content += piece
+        return self.content
+
+    def finish(self) -> str:
+        """Go to the end, to check it and to hash the file; the SHA-256 of the file as it is on disk."""
+        behind = 0
+        for piece in self._pieces:
+            behind += len(piece)
+            if behind > MAXIMUM_TRAILER:
+                raise VolumeError(
+                    QuarantineReason.IMAGE_UNREADABLE,
+                    "a file goes on far behind its voxels",
+                    found=f"more than {MAXIMUM_TRAILER} bytes",
+                    expected="the voxels that its header tells of",
+                )
+        return self._raw.hexdigest()
 
 
 def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
@@ -223,20 +282,12 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
             found=", ".join(name.rsplit("/", 1)[-1] for name in image.files),
             expected="both .hdr and .img",
         )
-    digests: list[str] = []
-    contents: dict[str, bytes] = {}
-    complete = True
-    for name in dict.fromkeys((header_name, data_name)):
-        raw = source.read(name)
-        digests.append(hashlib.sha256(raw).hexdigest())
-        if raw[:2] == b"\x1f\x8b":
-            raw, whole = _gunzip(raw)
-            complete = complete and whole
-        contents[name] = raw
-    header_bytes = contents[header_name]
+    files = {name: _Expanded(source.chunks(name)) for name in dict.fromkeys((header_name, data_name))}
+    # The header alone: what follows are extensions, which say nothing about the voxels.
+    header_bytes = bytes(files[header_name].fill(540)[:540])
     if len(header_bytes) < 348:
         raise VolumeError(
-            QuarantineReason.IMAGE_UNREADABLE if complete else QuarantineReason.IMAGE_TRUNCATED,
+            QuarantineReason.IMAGE_UNREADABLE if files[header_name].complete else QuarantineReason.IMAGE_TRUNCATED,
             "an image has no header",
             found=f"{len(header_bytes)} bytes",
             expected="at least 348",
@@ -244,10 +295,10 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
     header: Any
     try:
         if int.from_bytes(header_bytes[:4], "little") == 540 or int.from_bytes(header_bytes[:4], "big") == 540:
-            header = nib.Nifti2Header.from_fileobj(io.BytesIO(header_bytes), check=False)
+            header = nib.Nifti2Header.from_fileobj(io.BytesIO(header_bytes + bytes(4)), check=False)
         elif header_bytes[344:347] in (b"n+1", b"ni1"):
             kind = nib.Nifti1Header if header_bytes[344:347] == b"n+1" else nib.nifti1.Nifti1PairHeader
-            header = kind.from_fileobj(io.BytesIO(header_bytes), check=False)
+            header = kind.from_fileobj(io.BytesIO(header_bytes[:348] + bytes(4)), check=False)
         elif image.source_format == "analyze" or data_name != header_name:
             header = nib.spm99analyze.Spm99AnalyzeHeader.from_fileobj(io.BytesIO(header_bytes[:348]), check=False)
         else:
@@ -292,14 +343,25 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
             affine_source = "assumed"
     else:
         affine, affine_source = talairach_affine(shape, zooms), "assumed"
+    if affine_source == "header" and int(header["xyzt_units"]) & 7 == 1:
+        raise VolumeError(
+            QuarantineReason.IMAGE_BAD_AFFINE,
+            "voxel sizes are given in metres",
+            found=f"{tuple(float(zoom) for zoom in zooms[:3])}",
+            expected="millimetres",
+            remedy="write the image anew with millimetres in its header",
+        )
     final_shape, final_zooms, affine = _check_geometry(shape, zooms, affine)
 
-    needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if needed > MAXIMUM_BYTES:
+    needed = math.prod(int(n) for n in shape) * dtype.itemsize
+    if needed > MAXIMUM_BYTES or not 0 <= offset <= MAXIMUM_TRAILER:
         raise VolumeError(
-            QuarantineReason.IMAGE_UNREADABLE, "an image header is damaged", found=f"{needed} bytes of data"
+            QuarantineReason.IMAGE_UNREADABLE,
+            "an image header is damaged",
+            found=f"{needed} bytes of voxels from byte {offset}",
         )
-    data = memoryview(contents[data_name])[offset : offset + needed]
+    data = memoryview(files[data_name].fill(offset + needed))[offset : offset + needed]
+    digests = [file.finish() for file in files.values()]
     if len(data) < needed:
         raise VolumeError(
             QuarantineReason.IMAGE_TRUNCATED,
@@ -308,7 +370,7 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
             expected=f"{needed} bytes",
             remedy="download the image again",
         )
-    if not complete:
+    if not all(file.complete for file in files.values()):
         raise VolumeError(
             QuarantineReason.IMAGE_TRUNCATED, "a compressed image ends early", remedy="download the image again"
         )
@@ -320,78 +382,166 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
         zooms=final_zooms,
         orientation="".join(nib.aff2axcodes(affine)),
         dtype=str(dtype.newbyteorder("=")),
-        data_sha256=hashlib.sha256(little.tobytes()).hexdigest(),
+        data_sha256=hashlib.sha256(little.view(np.uint8)).hexdigest(),
         source_sha256=hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         affine_source=affine_source,
     )
 
 
-def _inspect_dicom(image: ImageFile, source: _Source) -> ImageFacts:
-    """Geometry, completeness and hash of a DICOM series (one file per slice)."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
+@dataclass
+class _Frame:
+    """One slice of a DICOM series."""
 
-    slices: list[tuple[float, Any]] = []
+    position: npt.NDArray[np.float64]  # of the first voxel, millimetres, patient axes
+    pixels: bytes
+
+
+def _grouped(dataset: Any, frame: int, sequence: str, name: str) -> Any:
+    """An attribute of one frame of a multi-frame file: its own group, the shared one, or the file's top level."""
+    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+    for group in (
+        *(groups[frame : frame + 1] if groups else ()),
+        *(dataset.get("SharedFunctionalGroupsSequence") or ())[:1],
+    ):
+        inner = group.get(sequence)
+        if inner and name in inner[0]:
+            return inner[0][name].value
+    return dataset[name].value
+
+
+def _vector(values: Any, length: int) -> npt.NDArray[np.float64]:
+    vector = np.asarray(values, dtype=float)
+    if vector.shape != (length,) or not np.isfinite(vector).all():
+        raise ValueError("not a vector")
+    return vector
+
+
+def _read_dicom(content: bytes) -> Any:
+    import pydicom
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    if str(DeflatedExplicitVRLittleEndian).encode() + b"\0" in content[:2048]:
+        raise VolumeError(QuarantineReason.IMAGE_UNREADABLE, "a DICOM file is deflated as a whole")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pydicom.dcmread(io.BytesIO(content))
+
+
+def _pixels(dataset: Any, frames: int) -> list[bytes]:
+    """The voxels of every frame, decompressed."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    size = rows * columns * int(dataset.BitsAllocated) // 8
+    if not 0 < size * frames <= MAXIMUM_BYTES:
+        raise VolumeError(
+            QuarantineReason.IMAGE_UNREADABLE, "a DICOM header is damaged", found=f"{frames} x {size} bytes of voxels"
+        )
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed:
+        content = dataset.PixelData
+        if len(content) < size * frames:
+            raise VolumeError(
+                QuarantineReason.IMAGE_TRUNCATED,
+                "a DICOM slice ends early",
+                found=f"{len(content)} bytes",
+                expected=f"{size * frames} bytes",
+            )
+        return [content[frame * size : (frame + 1) * size] for frame in range(frames)]
+    from pydicom.pixels import get_decoder
+
+    try:
+        available = get_decoder(syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise VolumeError(
+            QuarantineReason.IMAGE_UNREADABLE,
+            "DICOM slices are compressed in a way that cannot be checked",
+            found=syntax.name,
+            expected="uncompressed or RLE slices",
+            remedy="convert the series to NIfTI, or decompress it",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        array = np.ascontiguousarray(dataset.pixel_array)
+    if array.shape != ((rows, columns) if frames == 1 else (frames, rows, columns)):
+        raise VolumeError(QuarantineReason.IMAGE_UNREADABLE, "a DICOM slice holds other voxels than its header says")
+    return [array[frame].tobytes() for frame in range(frames)] if frames > 1 else [array.tobytes()]
+
+
+def _inspect_dicom(image: ImageFile, source: _Source) -> ImageFacts:
+    """Geometry, completeness and hash of a DICOM series: one file per slice, or all slices in one enhanced file."""
+    slices: list[_Frame] = []
     digests: list[str] = []
     first: Any = None
-    normal: npt.NDArray[np.float64] | None = None
-    varies = False
+    orientation = spacing = np.zeros(0)
+    total = 0
+    if len(image.files) > MAXIMUM_DICOM_FILES:
+        raise VolumeError(
+            QuarantineReason.AMBIGUOUS_FILE, "a folder holds too many DICOM files", found=len(image.files)
+        )
     for name in image.files:
-        content = source.read(name)
+        content = source.read(name, MAXIMUM_SLICE_FILE if len(image.files) > 4 else MAXIMUM_BYTES)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                dataset = pydicom.dcmread(io.BytesIO(content))
-            if "PixelData" not in dataset:
+            dataset = _read_dicom(content)
+            if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
                 if "Rows" in dataset:
                     raise VolumeError(QuarantineReason.IMAGE_TRUNCATED, "a DICOM slice has no pixels")
                 continue  # presentation states and reports that travel in the folder
-            if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
+            if int(dataset.get("SamplesPerPixel", 1)) != 1:
                 raise VolumeError(
-                    QuarantineReason.IMAGE_UNREADABLE,
-                    "a DICOM file holds several frames",
-                    expected="one file per slice",
-                    remedy="convert the series to NIfTI",
+                    QuarantineReason.IMAGE_NOT_3D,
+                    "voxels are not single numbers",
+                    found=str(dataset.get("PhotometricInterpretation", "colours")),
+                    expected="grey values",
                 )
-            orientation = np.asarray(dataset.ImageOrientationPatient, dtype=float)
-            position = np.asarray(dataset.ImagePositionPatient, dtype=float)
-            rows, columns = int(dataset.Rows), int(dataset.Columns)
-        except VolumeError:
+            count = int(dataset.get("NumberOfFrames", 1) or 1)
+            pixels = _pixels(dataset, count)
+            total += sum(map(len, pixels))
+            if total > MAXIMUM_BYTES:
+                raise VolumeError(QuarantineReason.IMAGE_UNREADABLE, "a DICOM series is too large for one volume")
+            own: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], _Frame]] = []
+            for frame in range(count):
+                own.append(
+                    (
+                        _vector(_grouped(dataset, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+                        _vector(_grouped(dataset, frame, "PixelMeasuresSequence", "PixelSpacing"), 2),
+                        _Frame(
+                            _vector(_grouped(dataset, frame, "PlanePositionSequence", "ImagePositionPatient"), 3),
+                            pixels[frame],
+                        ),
+                    )
+                )
+        except (VolumeError, MemoryError):
             raise
-        except (InvalidDicomError, AttributeError, ValueError, TypeError, EOFError, OSError, KeyError) as error:
+        except Exception as error:  # the DICOM library raises many unrelated kinds on damaged files
             raise VolumeError(
                 QuarantineReason.IMAGE_UNREADABLE, "a DICOM slice cannot be read", found=type(error).__name__
             ) from error
         digests.append(hashlib.sha256(content).hexdigest())
         if first is None:
-            first = dataset
-            normal = np.cross(orientation[:3], orientation[3:])
+            first, orientation, spacing = dataset, own[0][0], own[0][1]
         elif dataset.get("SeriesInstanceUID") != first.get("SeriesInstanceUID"):
             raise VolumeError(QuarantineReason.AMBIGUOUS_FILE, "a folder holds slices of several DICOM series")
-        elif (rows, columns) != (int(first.Rows), int(first.Columns)) or not np.allclose(
-            orientation, np.asarray(first.ImageOrientationPatient, dtype=float), atol=1e-3
+        elif (int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated)) != (
+            int(first.Rows),
+            int(first.Columns),
+            int(first.BitsAllocated),
         ):
             raise VolumeError(QuarantineReason.IMAGE_NOT_3D, "DICOM slices differ in size or orientation")
-        if not dataset.file_meta.TransferSyntaxUID.is_compressed:
-            expected = rows * columns * int(dataset.get("SamplesPerPixel", 1)) * int(dataset.BitsAllocated) // 8
-            if len(dataset.PixelData) < expected:
-                raise VolumeError(
-                    QuarantineReason.IMAGE_TRUNCATED,
-                    "a DICOM slice ends early",
-                    found=f"{len(dataset.PixelData)} bytes",
-                    expected=f"{expected} bytes",
-                )
-            varies = varies or len(set(np.unique(np.frombuffer(dataset.PixelData, dtype=np.uint8)[:expected]))) > 1
-        else:
-            varies = True  # the content of compressed slices is checked when they are converted
-        assert normal is not None
-        slices.append((float(position @ normal), dataset))
-    if first is None or normal is None:
+        for frame_orientation, frame_spacing, slice_ in own:
+            if not (
+                np.allclose(frame_orientation, orientation, atol=1e-3)
+                and np.allclose(frame_spacing, spacing, rtol=1e-2)
+            ):
+                raise VolumeError(QuarantineReason.IMAGE_NOT_3D, "DICOM slices differ in size or orientation")
+            slices.append(slice_)
+    if first is None:
         raise VolumeError(QuarantineReason.IMAGE_UNREADABLE, "a folder holds no DICOM slices")
     if len(slices) == 1:
         raise VolumeError(QuarantineReason.IMAGE_NOT_3D, "a DICOM series has a single slice")
-    slices.sort(key=lambda item: item[0])
-    gaps = np.diff([place for place, _ in slices])
+    normal = np.cross(orientation[:3], orientation[3:])
+    slices.sort(key=lambda item: float(item.position @ normal))
+    gaps = np.diff([float(item.position @ normal) for item in slices])
     typical = float(np.median(gaps))
     if typical <= 0 or gaps.min() < 1e-3:
         raise VolumeError(QuarantineReason.AMBIGUOUS_FILE, "several DICOM slices lie at one place")
@@ -403,34 +553,39 @@ def _inspect_dicom(image: ImageFile, source: _Source) -> ImageFacts:
             expected=f"{typical:.2f} mm",
             remedy="download the series again",
         )
-    row_spacing, column_spacing = (float(value) for value in first.PixelSpacing)
-    orientation = np.asarray(first.ImageOrientationPatient, dtype=float)
+    row_spacing, column_spacing = (float(value) for value in spacing)
     affine = np.eye(4)
     affine[:3, 0] = orientation[:3] * column_spacing
     affine[:3, 1] = orientation[3:] * row_spacing
     affine[:3, 2] = normal * typical
-    affine[:3, 3] = np.asarray(slices[0][1].ImagePositionPatient, dtype=float)
+    affine[:3, 3] = slices[0].position
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # patient axes of DICOM run to left and posterior
     shape, zooms, affine = _check_geometry(
         (int(first.Columns), int(first.Rows), len(slices)), (column_spacing, row_spacing, typical), affine
     )
-    if not varies:
-        raise VolumeError(QuarantineReason.IMAGE_EMPTY, "all voxels are equal")
+    kind = np.dtype(
+        f"{'i' if int(first.get('PixelRepresentation', 0)) else 'u'}{max(1, int(first.BitsAllocated) // 8)}"
+    )
     digest = hashlib.sha256()
-    for _, dataset in slices:
-        digest.update(dataset.PixelData)
+    ends: list[int] = []
+    for item in slices:
+        digest.update(item.pixels)
+        values = np.frombuffer(item.pixels, dtype=kind)
+        ends += [int(values.min()), int(values.max())]
+    if min(ends) == max(ends):
+        raise VolumeError(QuarantineReason.IMAGE_EMPTY, "all voxels are equal")
     strength = first.get("MagneticFieldStrength")
     return ImageFacts(
         shape=shape,
         zooms=zooms,
         orientation="".join(nib.aff2axcodes(affine)),
-        dtype=f"{'int' if int(first.get('PixelRepresentation', 0)) else 'uint'}{int(first.BitsAllocated)}",
+        dtype=kind.name,
         data_sha256=digest.hexdigest(),
         source_sha256=hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         affine_source="header",
         manufacturer=str(first.get("Manufacturer") or "") or None,
         scanner_model=str(first.get("ManufacturerModelName") or "") or None,
-        field_strength_t=tesla(float(strength)) if strength else None,
+        field_strength_t=tesla(parse_float(str(strength)) or 0.0),
     )
 
 
@@ -460,17 +615,10 @@ def inspect_file(root: Path, image: ImageFile) -> ImageFacts:
         raise
     except MemoryError as error:
         raise VolumeError(QuarantineReason.IMAGE_UNREADABLE, "an image does not fit into memory") from error
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        gzip.BadGzipFile,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        NotImplementedError,
-        ValueError,
-    ) as error:
+    except ArchiveError as error:
+        detail = error.what if error.found is None else f"{error.what} ({error.found})"
+        raise VolumeError(QuarantineReason.IMAGE_UNREADABLE, "an image cannot be read", found=detail) from error
+    except (OSError, EOFError, KeyError, RuntimeError, NotImplementedError, ValueError, OverflowError) as error:
         raise VolumeError(
             QuarantineReason.IMAGE_UNREADABLE, "an image cannot be read", found=type(error).__name__
         ) from error
@@ -489,8 +637,8 @@ def describe_path(path: Path) -> tuple[Path, ImageFile]:
         )
         return path.parent, ImageFile(path.name, "dicom", files)
     if name.endswith(".zip"):
-        with zipfile.ZipFile(path) as archive:
-            members = tuple(sorted(info.filename for info in archive.infolist() if not info.is_dir()))
+        with Archive(path) as archive:
+            members = tuple(member.name for member in archive.members)
         niftis = [m for m in members if m.lower().endswith((".nii", ".nii.gz"))]
         if len(niftis) == 1:
             return path.parent, ImageFile(f"{path.name}{ZIP_SEPARATOR}{niftis[0]}", "nifti", (niftis[0],))
@@ -518,7 +666,7 @@ def inspect_image(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         root, image = describe_path(Path(path))
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ArchiveError) as error:
         raise VolumeError(
             QuarantineReason.IMAGE_UNREADABLE, "an image cannot be read", where=path, found=type(error).__name__
         ) from error
