@@ -376,13 +376,14 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
         )
     array = np.frombuffer(data, dtype=dtype)
     _check_values(array)
-    little = array if array.dtype.byteorder in ("<", "|", "=") else array.astype(array.dtype.newbyteorder("<"))
+    swapped = array.dtype.byteorder == ">"
+    little = array.astype(array.dtype.newbyteorder("<")).tobytes() if swapped else data
     return ImageFacts(
         shape=final_shape,
         zooms=final_zooms,
         orientation="".join(nib.aff2axcodes(affine)),
         dtype=str(dtype.newbyteorder("=")),
-        data_sha256=hashlib.sha256(little.view(np.uint8)).hexdigest(),
+        data_sha256=hashlib.sha256(little).hexdigest(),
         source_sha256=hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         affine_source=affine_source,
     )

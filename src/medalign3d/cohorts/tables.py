@@ -424,7 +424,9 @@ class _BoundedGzip(gzip.GzipFile):
 
 def _open_bytes(path: Path, compressed: bool, stack: contextlib.ExitStack) -> IO[bytes]:
     stream: Any = stack.enter_context(path.open("rb"))
-    return stack.enter_context(_BoundedGzip(fileobj=stream)) if compressed else stream
+    if compressed:
+        stream = stack.enter_context(_BoundedGzip(fileobj=stream))
+    return stream
 
 
 def _lines(stream: io.TextIOWrapper) -> Iterator[str]:
