@@ -18,6 +18,7 @@ from medalign3d.errors import InputError, MedAlignError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 CHUNK_BYTES = 1 << 20
 
@@ -132,16 +133,23 @@ def write_parquet(path: str | os.PathLike[str], table: pd.DataFrame, metadata: M
     ``metadata`` carries at least ``simulated: "true" | "false"`` for tables that describe people.
     """
     import pyarrow as pa
+
+    write_arrow(path, pa.Table.from_pandas(table, preserve_index=False), metadata)
+
+
+def write_arrow(path: str | os.PathLike[str], table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
+    """Write an Arrow table as :func:`write_parquet` does, with exactly its types."""
     import pyarrow.parquet as pq
 
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    combined = {**(arrow.schema.metadata or {}), **{k.encode(): v.encode() for k, v in (metadata or {}).items()}}
+    combined = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in (metadata or {}).items()}}
     with atomic_path(path) as temporary:
-        pq.write_table(arrow.replace_schema_metadata(combined), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(combined), temporary, compression="zstd")
 
 
 def read_parquet(path: str | os.PathLike[str], columns: list[str] | None = None) -> pd.DataFrame:
     """Read a parquet file into pandas; its key-value metadata stand in ``DataFrame.attrs`` (text to text).
+
+    Dictionary-encoded text is read as plain text, and maps as Python dictionaries.
 
     Raises
     ------
@@ -162,7 +170,11 @@ def read_parquet(path: str | os.PathLike[str], columns: list[str] | None = None)
             found=str(error).splitlines()[0],
             remedy="delete it and run `dvc repro` again",
         ) from error
-    frame = table.to_pandas()
+    for number, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            plain = pa.field(field.name, field.type.value_type)
+            table = table.set_column(number, plain, table.column(number).cast(plain.type))
+    frame = table.to_pandas(maps_as_pydicts="strict")
     metadata = table.schema.metadata or {}
     frame.attrs = {k.decode(): v.decode() for k, v in metadata.items() if k not in (b"pandas", b"ARROW:schema")}
     return frame

@@ -134,7 +134,9 @@ class Results:
     @property
     def harmonize_quarantine(self) -> pd.DataFrame | None:
         """What harmonize left out or emptied, or None when it has not run."""
-        return self._optional("ehr", "quarantine.parquet")
+        table = self._optional("ehr", "quarantine.parquet")
+        # The table also repeats what reading the cohorts found.
+        return None if table is None else table[table["run_id"] == "harmonize"].reset_index(drop=True)
 
     def volumes(self, cohort: str) -> pd.DataFrame | None:
         """The index of normalized volumes, or None when the stage has not run."""

@@ -15,7 +15,7 @@ from medalign3d.ehr.persons import OASIS_LINK_RULE, link_persons
 from medalign3d.ehr.schema import IMAGE_COLUMNS, data_dictionary_markdown, validate_images
 from medalign3d.ehr.summary import SUPPRESSED, cohort_summary
 from medalign3d.ehr.text import find_leaks, render
-from medalign3d.errors import InputError
+from medalign3d.errors import InputError, MedAlignError
 from medalign3d.files import read_parquet
 
 
@@ -379,3 +379,18 @@ def test_real_oasis1():
     assert result.images.loc[result.images["cdr_global"].isna(), "dx2"].isna().all()
     assert result.images["dx3"].isna().all()
     assert (result.images["person_id"] == result.images["participant_id"]).all()
+
+
+def test_an_image_that_ingest_lost_is_an_error():
+    cohort = tables([adni("A1"), adni("A2")])
+    cohort.found = pd.DataFrame({"native_image_key": ["A1/1", "A2/1", "A3/1"]})
+    with pytest.raises(MedAlignError, match="lost without a reason"):
+        harmonize({"ADNI": cohort}, make_params(cohorts=["ADNI"]))
+
+
+def test_files_never_hold_a_missing_cell_where_the_schema_forbids_it(tmp_path):
+    result = run([adni("A1")], [nacc("N1")])
+    result.images.loc[0, "release"] = None
+    with pytest.raises(InputError, match="column release"):
+        write_harmonized(result, tmp_path)
+    assert not (tmp_path / "images.parquet").exists()

@@ -9,15 +9,17 @@ and nothing else happens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medalign3d.ehr import schema, text
+from medalign3d.ehr.companions import all_quarantine, companions_of
 from medalign3d.ehr.labelling import add_labels
 from medalign3d.ehr.persons import link_persons
 from medalign3d.ehr.quarantine import Quarantine
+from medalign3d.ehr.storage import write_table
 from medalign3d.ehr.values import is_missing, records_of
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.files import write_parquet, write_text
@@ -47,7 +49,7 @@ class Harmonized:
     persons
         One row per participant: ``participant_id``, ``person_id``, ``dataset``, ``link_rule``, ``sex``, ``images``.
     quarantine
-        What was dropped or emptied here, in the form of the cohorts' own quarantine.
+        What reading the cohorts and what harmonizing dropped, emptied or remarked on; ``run_id`` says which.
     checks
         Implausible but kept combinations, counted: ``dataset``, ``rule``, ``images``, ``persons``.
     simulated
@@ -56,6 +58,9 @@ class Harmonized:
         ``clean``, or ``table1_emulation``, which counts as the published Table 1 and is never evaluated.
     images_read
         Whether images were opened; when not, everything about their voxels is missing.
+    companions
+        ``visits``, ``field_issues``, ``sources`` and ``counts`` of all cohorts together
+        (:mod:`medalign3d.ehr.companions`).
     """
 
     images: pd.DataFrame
@@ -65,6 +70,7 @@ class Harmonized:
     simulated: bool
     form: str = "clean"
     images_read: bool = True
+    companions: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def is_simulated(cohort_tables: Mapping[str, CohortTables], params: Params) -> bool:
@@ -341,7 +347,6 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     images_read = bool(_said_alike(chosen, "images_read", True))
     quarantine = Quarantine()
     images = _combine(cohort_tables, order)
-    rows_in = len(images)
     images = _drop_unusable(images, quarantine, params.harmonize.require_age)
     _empty_out_of_range(images, quarantine)
     _empty_contradictions(images, quarantine)
@@ -364,25 +369,22 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     )
     images = images[[column.name for column in schema.HARMONIZED_COLUMNS]]
     schema.validate_images(images, images_read=images_read)
-    table = quarantine.table()
-    dropped = int(((table["level"] == "image") & (table["severity"] == "drop")).sum())
-    if rows_in != len(images) + dropped:
-        raise MedAlignError(
-            "images were lost without a reason", found=f"{rows_in} read, {len(images)} kept, {dropped} quarantined"
-        )
+    own = quarantine.table()
+    companions = companions_of(cohort_tables, order, images, own, params.ingest.nacc_dementia_policy)
+    table = all_quarantine(cohort_tables, order, own)
     sex_of = dict(zip(everybody["participant_id"], everybody["sex"], strict=True))
     count = Counter(images["participant_id"])
     persons["sex"] = pd.Series([sex_of[label] for label in persons["participant_id"]], index=persons.index, dtype="str")
     persons["images"] = pd.Series(
         [count[label] for label in persons["participant_id"]], index=persons.index, dtype="int64"
     )
-    for frame in (images, persons, table, checks):
+    for frame in (images, persons, table, checks, *companions.values()):
         frame.attrs |= {"simulated": str(simulated).lower(), "form": form, "images_read": str(images_read).lower()}
-    return Harmonized(images, persons, table, checks, simulated, form, images_read)
+    return Harmonized(images, persons, table, checks, simulated, form, images_read, companions)
 
 
 def write_harmonized(result: Harmonized, out_dir: str | Path, *, simulated: bool | None = None) -> None:
-    """Write ``images``, ``persons``, ``quarantine`` and ``checks`` as parquet, and the data dictionary as Markdown.
+    """Write images, persons, quarantine, checks and companions as parquet, and the data dictionary as Markdown.
 
     Raises
     ------
@@ -401,12 +403,11 @@ def write_harmonized(result: Harmonized, out_dir: str | Path, *, simulated: bool
         "text": text.TEMPLATE,
     }
     folder = Path(out_dir)
-    tables: Iterable[tuple[str, pd.DataFrame]] = (
-        ("images", result.images),
-        ("persons", result.persons),
-        ("quarantine", result.quarantine),
-        ("checks", result.checks),
-    )
-    for name, table in tables:
-        write_parquet(folder / f"{name}.parquet", table, metadata)
+    write_table(folder / "images.parquet", result.images, schema.HARMONIZED_COLUMNS, metadata)
+    small = {"persons": result.persons, "quarantine": result.quarantine, "checks": result.checks, **result.companions}
+    for name, table in small.items():
+        if name == "visits":
+            write_table(folder / "visits.parquet", table, schema.VISIT_COLUMNS, metadata)
+        else:
+            write_parquet(folder / f"{name}.parquet", table, metadata)
     write_text(folder / "data_dictionary.md", schema.data_dictionary_markdown())

@@ -1,15 +1,17 @@
 """The one schema of harmonized images: what each column means, its unit, and what it may hold.
 
-One row per accepted image. Closed vocabularies are text columns (parquet dictionary-encodes them); maps are JSON text
-with sorted keys. Columns that a later stage knows (the normalized volume, the split) are part of the schema but not of
-the table that ``harmonize`` writes: they stand in ``data/volumes`` and ``data/splits`` under the same names.
+One row per accepted image. In memory, closed vocabularies are text and maps are JSON text with sorted keys; files hold
+real dictionaries and maps (:mod:`medalign3d.ehr.storage`). Columns that a later stage knows (the normalized volume, the
+split) are part of the schema but not of the table that ``harmonize`` writes: they stand in ``data/volumes`` and
+``data/splits``.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from medalign3d.ehr.values import is_missing, mapping_or_empty, number_or_none, text_or_none
@@ -215,7 +217,7 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
         stage="split",
         allowed=("train", "val", "test", "fold", "zeroshot", "excluded"),
     ),
-    Column("benchmark", "string", "benchmarks that the image belongs to, joined by a semicolon", stage="split"),
+    Column("benchmark", "list<string>", "benchmarks that the image belongs to", nullable=False, stage="split"),
     Column("ehr_text", "string", "the full record as text, without any diagnosis"),
     Column("ehr_fields", "list<string>", "the fields that the text prints"),
     Column("ehr_template", "string", "template and version of the text"),
@@ -224,6 +226,26 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
 
 HARMONIZED_COLUMNS: tuple[Column, ...] = tuple(column for column in IMAGE_COLUMNS if column.stage == "harmonize")
 COLUMN_BY_NAME: dict[str, Column] = {column.name: column for column in IMAGE_COLUMNS}
+
+_VISIT_NAMES = (
+    "sex", "age_years", "age_precision", "educ_years", "educ_code", "ses", "handedness", "mmse", "mmse_source", "moca",
+    "cdr_global", "cdr_sb", "cdr_global_source", "cdr_sb_source", "lm_immediate", "lm_delayed", "lm_source", "gds",
+    "faq", "apoe_genotype", "apoe4_count", "hippocampus_mm3", "ventricles_mm3", "brain_mm3", "icv_mm3",
+    "volume_source", "labs", "history", "dx_native", "dx_subject_level", "dx3", "dx2", "dementia_etiology",
+    "provenance",
+)  # fmt: skip
+VISIT_COLUMNS: tuple[Column, ...] = (
+    *(COLUMN_BY_NAME[name] for name in ("dataset", "native_subject_id", "participant_id")),
+    Column("visit_code", "string", "native code of the visit"),
+    Column("visit_month", "float32", "months from baseline", "months"),
+    Column("visit_date", "date32", "date of the visit where the custodian gives one"),
+    Column("visit_day", "int32", "days from the person's first known event", "days"),
+    *(
+        replace(COLUMN_BY_NAME[name], nullable=not COLUMN_BY_NAME[name].dtype.startswith("map"))
+        for name in _VISIT_NAMES
+    ),
+)
+"""Columns of ``visits.parquet``: every clinical visit, also those without an image."""
 
 INGEST_REQUIRED: tuple[str, ...] = (
     "image_id", "participant_id", "native_subject_id", "session_id", "native_image_key", "source_path", "source_format",
@@ -304,13 +326,18 @@ def coerce_images(table: pd.DataFrame) -> pd.DataFrame:
     Absent columns become missing; columns that the schema does not know are left out (they stay in the cohort's own
     table).
     """
+    return coerce(table, HARMONIZED_COLUMNS)
+
+
+def coerce(table: pd.DataFrame, columns: Iterable[Column]) -> pd.DataFrame:
+    """``table`` with exactly ``columns``, in order and in their storage types; absent ones become missing."""
     import pandas as pd
 
-    columns = {}
-    for column in HARMONIZED_COLUMNS:
+    result = {}
+    for column in columns:
         values = table[column.name] if column.name in table else pd.Series(None, index=table.index, dtype=object)
-        columns[column.name] = coerce_column(values, column)
-    return pd.DataFrame(columns, index=table.index)
+        result[column.name] = coerce_column(values, column)
+    return pd.DataFrame(result, index=table.index)
 
 
 def _agree(table: pd.DataFrame) -> pd.Series:
