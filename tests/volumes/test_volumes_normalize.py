@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from volume_heads import Head, make_head, real
+from volume_heads import Head, make_head, posed, real
 
 from medalign3d.errors import InputError, ParameterError, VolumeError
 from medalign3d.params import Normalize
@@ -21,13 +21,6 @@ from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Grid, block_average, resample
 from medalign3d.volumes.normalize import INDEX_COLUMNS, normalize_cohort, normalize_inputs, normalize_volume
 from medalign3d.volumes.read import Volume, read_volume
-
-
-def posed(rotation: tuple[float, float, float], shift: tuple[float, float, float], scale: float = 0.92) -> np.ndarray:
-    pose = np.eye(4)
-    pose[:3, :3] = register.rotation(*rotation) * scale
-    pose[:3, 3] = shift
-    return pose
 
 
 def test_target_grid_holds_the_brain() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from medalign3d.volumes import register
 from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Grid, resample
 from medalign3d.volumes.read import Volume
@@ -32,6 +33,16 @@ class Head:
 
     volume: Volume
     pose: NDArray[np.float64]
+
+
+def posed(
+    rotation: tuple[float, float, float], shift: tuple[float, float, float], scale: float = 0.92
+) -> NDArray[np.float64]:
+    """A pose of a head: degrees about x, y, z, millimetres, and its size against the template's."""
+    pose = np.eye(4)
+    pose[:3, :3] = register.rotation(*rotation) * scale
+    pose[:3, 3] = shift
+    return pose
 
 
 def make_head(

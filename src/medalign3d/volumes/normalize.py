@@ -23,7 +23,18 @@ from medalign3d import files
 from medalign3d.errors import InputError, VolumeError
 from medalign3d.params import Normalize
 from medalign3d.progress import Progress
-from medalign3d.volumes import bias, fallback, intensity, mask, pool, quality, regions, register, store
+from medalign3d.volumes import (
+    bias,
+    fallback,
+    intensity,
+    mask,
+    pool,
+    quality,
+    quality_page,
+    regions,
+    register,
+    store,
+)
 from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Array, Grid, Matrix, inside, reduce_to, resample
 from medalign3d.volumes.read import Volume, check, read_volume
@@ -64,6 +75,9 @@ class Normalized:
         4x4, MNI millimetres to scanner millimetres.
     metrics
         What the gate looked at (see :class:`medalign3d.volumes.quality.Quality`), and seconds.
+    preview
+        A small RGB picture of the registered head (:func:`medalign3d.volumes.quality_page.preview`); None when there is
+        nothing to show.
     """
 
     array: NDArray[np.uint8] | None
@@ -74,11 +88,13 @@ class Normalized:
     method: str
     transform: Matrix
     metrics: dict[str, float] = field(default_factory=dict)
+    preview: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
 class _Attempt:
     registration: register.Registration
+    head: Array
     tissue: bias.Tissue | None
     mask: NDArray[np.bool_] | None
     quality: quality.Quality | None
@@ -152,7 +168,7 @@ def _attempt(
     head = resample(small, small_affine, template.grid, registration.transform)
     tissue = bias.fit(head, template, correct=params.bias_correction)
     if tissue is None:
-        return _Attempt(registration, None, None, None, "nothing where the brain should be")
+        return _Attempt(registration, head, None, None, None, "nothing where the brain should be")
     if tissue.coefficients is not None:
         head = head * np.exp(-bias.drift(tissue.coefficients, template.grid))
     found_mask = mask.brain_mask(head, template, tissue)
@@ -169,7 +185,7 @@ def _attempt(
         # Stripped before it came here: nothing beyond its own edge is brain.
         found_mask &= ndimage.binary_fill_holes(~blank)
     found = quality.measure(head, template, registration.transform, tissue, found_mask, coverage)
-    return _Attempt(registration, tissue, found_mask, found, _judge(found, params))
+    return _Attempt(registration, head, tissue, found_mask, found, _judge(found, params))
 
 
 def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
@@ -215,7 +231,8 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
                 share = mni.sample_averaged((data > ceiling).astype(np.float32), affine, target, np.eye(4))
                 brain = ndimage.binary_fill_holes(share > 0.5)
                 array = intensity.to_bytes(sampled, brain)
-                return _result(array, target, "", "already-normalized", np.eye(4), found, started)
+                shown = quality_page.preview(as_is, solid, template)
+                return _result(array, target, "", "already-normalized", np.eye(4), found, started, shown)
 
     first = register.register(
         data,
@@ -235,12 +252,14 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
             if not retry.problem or better:
                 attempt = retry
     transform = attempt.registration.transform
+    shown = quality_page.preview(attempt.head, attempt.mask, template)
     if attempt.tissue is None or attempt.mask is None or attempt.quality is None:
-        return _result(None, target, attempt.problem, attempt.registration.method, transform, None, started)
+        return _result(None, target, attempt.problem, attempt.registration.method, transform, None, started, shown)
     final: NDArray[np.uint8] | None = None
     if not attempt.problem:
         final = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask)
-    return _result(final, target, attempt.problem, attempt.registration.method, transform, attempt.quality, started)
+    method = attempt.registration.method
+    return _result(final, target, attempt.problem, method, transform, attempt.quality, started, shown)
 
 
 def _final_array(
@@ -268,11 +287,13 @@ def _result(
     transform: Matrix,
     found: quality.Quality | None,
     started: float,
+    preview: NDArray[np.uint8] | None = None,
 ) -> Normalized:
     metrics = {} if found is None else found.as_dict()
     metrics["seconds"] = time.perf_counter() - started
     verdict: Verdict = "quarantined" if problem else "accepted"
-    return Normalized(array, target.affine, verdict, "QC_FAIL" if problem else "", problem, method, transform, metrics)
+    reason = "QC_FAIL" if problem else ""
+    return Normalized(array, target.affine, verdict, reason, problem, method, transform, metrics, preview)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,6 +356,8 @@ def _normalize_one(task: _Task) -> dict[str, Any]:
         return row
     row |= {"verdict": result.verdict, "reason": result.reason, "detail": result.detail, "method": result.method}
     row |= {name: result.metrics.get(name, float("nan")) for name in METRIC_COLUMNS}
+    if result.preview is not None:
+        quality_page.write_picture(task.out_dir, task.image_id, result.preview)
     if result.array is not None and result.verdict == "accepted":
         row |= regions.measure(result.array, result.affine)
         row["path"] = f"{task.image_id}.npy"
@@ -436,6 +459,7 @@ def normalize_cohort(
     index = index.sort_values("image_id", key=lambda ids: ids.map(order), ignore_index=True)
     index = _typed(index)
     _remove_stale(out, set(index.loc[index["verdict"] == "accepted", "path"]))
+    quality_page.remove_stale_pictures(out, set(index["image_id"]))
     target = mni.target_grid(params.shape, params.zooms_mm)
     metadata = {
         "simulated": str(images.attrs.get("simulated", "false")),
@@ -445,6 +469,13 @@ def normalize_cohort(
     }
     # Clock times are returned but not stored: the same volumes give the same index, byte by byte.
     files.write_parquet(out / store.INDEX_NAME, index.drop(columns="seconds"), metadata)
+    quality_page.write_page(
+        index,
+        out,
+        title=" and ".join(sorted({str(name) for name in images.get("dataset", [])})) or "volumes",
+        simulated=metadata["simulated"] == "true",
+        grid_words=f"{' x '.join(map(str, target.shape))} voxels of {params.zooms_mm:g} mm",
+    )
     index.attrs.update(metadata)
     return index
 
