@@ -63,6 +63,9 @@ class Ingest(Section):
     read_images: bool
     match_window_days: dict[CohortName, PositiveInt]
     nacc_dementia_policy: Literal["any_cause", "ad_only"]
+    nacc_crosswalk: bool = False
+    exclude_nacc_adc: list[PositiveInt] = []
+    miriad_carry_mmse: bool = False
     workers: PositiveInt
 
 

@@ -12,7 +12,8 @@ from medalign3d.cohorts.adni import canonical_visit, dx_from_words
 from medalign3d.cohorts.aibl import join_torn_cells, visit_code
 from medalign3d.cohorts.base import image_id_of, match_visit, native_ids, participant_id_of, session_id_of
 from medalign3d.cohorts.ixi import subject_of
-from medalign3d.cohorts.nacc import normalize_locator, parse_volume
+from medalign3d.cohorts.nacc import parse_volume
+from medalign3d.cohorts.nacc_files import normalize_locator
 from medalign3d.cohorts.reasons import QuarantineReason
 from medalign3d.cohorts.values import (
     CDR_GLOBAL,

@@ -63,6 +63,7 @@ KEY_COLUMNS = frozenset(
      "ixi_id"}
 )  # fmt: skip
 _DATE_COLUMN = re.compile(r"(?<!user)(?<!up)date(?!_?stamp|2)")
+AGE_COLUMNS = ("age_years", "age_precision")
 DAYS_PER_YEAR = 365.25
 DAYS_PER_MONTH = DAYS_PER_YEAR / 12
 
@@ -869,7 +870,8 @@ class Ingest:
         facts = image.facts
         assert facts is not None or not self.images_read
         visit = image.visit
-        clinical = {} if visit is None else visit.values
+        # The age at the visit is not the age at the scan, which may be unknown.
+        clinical = {} if visit is None else {k: v for k, v in visit.values.items() if k not in AGE_COLUMNS}
         provenance = {
             "rules_version": RULES_VERSION,
             "values": {**({} if visit is None else visit.provenance), **image.provenance},

@@ -1,10 +1,10 @@
 """NACC: the UDS and MRI tables of a data freeze, and one zip archive or folder per MRI session.
 
-Tables are known by their header, not by name; any one of the investigator, FTLD/LBD or commercial files is enough.
-Inside a session the T1-weighted volumes are told from the rest by the description in their JSON sidecar, or by their
-geometry where there is none. Scans are matched to UDS visits by true day counts.
-
-Not supported: the separate SCAN archives, whose file names are in no session table.
+Tables are known by name and header; any one of the investigator, FTLD/LBD, commercial or custom UDS files is enough.
+Inside a session the T1-weighted volumes are told from the rest by the description in their JSON sidecar or DICOM
+headers, or by their geometry where there are none. Scans are matched to UDS visits by true day counts; what the
+custodian says about the closest visit (NACCVNUM, NACCMRDY) is compared with it, and dates a scan whose own date is
+incomplete. Standardized (SCAN) images are dated by the SCAN quality table or their headers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import calendar
 import datetime
 import json
 import re
-import zipfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +24,7 @@ from medalign3d.cohorts.base import (
     FoundImage,
     Ingest,
     IngestResult,
+    Level,
     QuarantineReason,
     Severity,
     Sourced,
@@ -32,7 +32,20 @@ from medalign3d.cohorts.base import (
     match_visit,
     no_images,
 )
-from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile, tesla
+from medalign3d.cohorts.crosswalk import lm_delayed_of_craft, lm_immediate_of_craft, mmse_of_moca
+from medalign3d.cohorts.images import tesla
+from medalign3d.cohorts.nacc_files import (
+    UNKNOWN_THICKNESS_MM,
+    Locators,
+    SessionFile,
+    find_session_files,
+    is_t1,
+    keys_of,
+    names_t1,
+    normalize_locator,
+    pick_rank,
+    split_series,
+)
 from medalign3d.cohorts.tables import Row, Table, describe_tables, headers
 from medalign3d.cohorts.values import (
     CDR_GLOBAL,
@@ -45,17 +58,27 @@ from medalign3d.cohorts.values import (
     Quantity,
     is_blank,
     parse_code,
+    parse_date,
     parse_float,
     parse_sex,
     parse_whole_id,
 )
-from medalign3d.errors import MissingTable
+from medalign3d.errors import InputError, MissingTable
+from medalign3d.files import sha256_file
 from medalign3d.params import Params
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
 
 NACCID = re.compile(r"NACC\d{6}")
 NOT_ASKED = -4.0
-COGNITION_MISSING = (95, 96, 97, 98, 99, 88, NOT_ASKED)
+#: Why a test has no score: not computable, physical, cognitive or other problem, refusal, missing, not asked.
+COGNITION_MISSING = (88, 95, 96, 97, 98, 99, NOT_ASKED)
 SYNDROME = {1.0: "NC", 2.0: "IMCI", 3.0: "MCI", 4.0: "DEM"}
+APOE_GENOTYPE = {1.0: "33", 2.0: "34", 3.0: "23", 4.0: "44", 5.0: "24", 6.0: "22"}
+HANDEDNESS = {1.0: "L", 2.0: "R", 3.0: "A"}
 OUT_OF_SCOPE = "out of scope"
 HISTORY = {
     "DIABETES": "diabetes",
@@ -64,114 +87,75 @@ HISTORY = {
     "B12DEF": "vitamin_b12_deficiency",
     "THYROID": "thyroid_disease",
 }
-#: Codes for "not applicable" and "missing" of volumes in cubic centimetres, after rounding to three places.
-VOLUME_MISSING = frozenset(
-    {
-        8.888,
-        8.889,
-        88.888,
-        88.889,
-        888.888,
-        888.889,
-        8888.888,
-        8888.889,
-        8888.0,
-        9.999,
-        10.0,
-        99.999,
-        100.0,
-        999.999,
-        1000.0,
-        9999.999,
-        10000.0,
-        9999.0,
-    }
-)
+#: Absent, active, remote: a remote condition is part of the history.
+HISTORY_CODES = {0.0: "0", 1.0: "1", 2.0: "1"}
+#: Codes of the imaging code book for "not applicable" and "missing", in cubic centimetres.
+VOLUME_MISSING = (8.8888, 88.8888, 888.8888, 8888.888, 8888.8888, 9.9999, 9.999, 99.9999, 99.999, 999.9999, 999.999,
+                  9999.999, 9999.9999, 8888.0, 9999.0)  # fmt: skip
 VOLUMES = {
     "NACCICV": ("icv_mm3", 8e5, 2.4e6),
     "NACCBRNV": ("brain_mm3", 5e5, 1.8e6),
     "HIPPOVOL": ("hippocampus_mm3", 500, 15e3),
     "LATVENT": ("ventricles_mm3", 1e3, 250e3),
 }
+NO_CLOSE_VISIT = 8888.0  # NACCMRDY where no UDS visit is near
 AGE_TOLERANCE_YEARS = 2.0
+UDS_REQUIRED = frozenset({"naccid", "naccvnum", "naccudsd"})
+MRI_REQUIRED = frozenset({"naccid", "naccmrfi"})
+SCAN_REQUIRED = frozenset({"naccid", "loniimage", "studydate"})
 UDS_COLUMNS = (
-    "NACCID",
-    "NACCVNUM",
-    "PACKET",
-    "FORMVER",
-    "VISITYR",
-    "VISITMO",
-    "VISITDAY",
-    "SEX",
-    "NACCSEX",
-    "BIRTHMO",
-    "BIRTHYR",
-    "NACCAGE",
-    "EDUC",
-    "HANDED",
-    "NACCMMSE",
-    "NACCMOCA",
-    "MOCATOTS",
-    "LOGIMEM",
-    "MEMUNITS",
-    "CDRSUM",
-    "CDRGLOB",
-    "NACCGDS",
-    "NACCAPOE",
-    "NACCNE4S",
-    "NACCUDSD",
-    "NACCALZD",
-    "NACCALZP",
-    "NACCETPR",
+    *_names("NACCID NACCADC NACCVNUM PACKET FORMVER VISITYR VISITMO VISITDAY VISITDATE SEX NACCSEX BIRTHMO BIRTHYR"),
+    *_names("NACCAGE EDUC HANDED NACCMMSE NACCMOCA MOCATOTS LOGIMEM MEMUNITS CRAFTURS CRAFTDRE CDRSUM CDRGLOB NACCGDS"),
+    *_names("NACCAPOE NACCNE4S NACCUDSD NACCALZD NACCALZP NACCETPR"),
     *HISTORY,
 )
 MRI_COLUMNS = (
-    "NACCID",
-    "NACCMRFI",
-    "NACCMNUM",
-    "NACCVNUM",
-    "NACCMRIA",
-    "NACCMRDY",
-    "MRIYR",
-    "MRIMO",
-    "MRIDY",
-    "MRIDAY",
-    "MRIFIELD",
+    *_names("NACCID NACCADC NACCMRFI NACCMNUM NACCVNUM NACCMRIA NACCMRDY NACCMRSA MRIYR MRIMO MRIDY MRIDAY MRIFIELD"),
     "MRIMANU",
     *VOLUMES,
 )
-FIELD_STRENGTH = {1.0: 1.5, 2.0: 3.0}
-MANUFACTURER = {1.0: "GE", 2.0: "Siemens", 3.0: "Philips"}
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-_T1 = re.compile(r"MP.?RAGE|MPR|SPGR|BRAVO|T1|TFE|TFL")
-_NOT_T1 = re.compile(
-    r"FLAIR|T1.?T?SE|TSE|POST|GAD|LOCALI|SCOUT|T2|DTI|DWI|DIFF|BOLD|FMRI|REST|ASL|PERF|SWI|GRE_|PD(?![A-Z])|MAP|CALIB|SURVEY"
+SCAN_COLUMNS = (
+    *_names("NACCID NACCADC LONIIMAGE STUDYDATE SERIESTIME SERIESDESCRIPTION ACQUISITIONTYPE SLICETHICKNESS"),
+    *_names("MAGNETICFIELDSTRENGTH SCANNERMANUFACTURER SCANNERMODEL"),
 )
-_REPEAT_OR_DERIVED = re.compile(r"REPEAT|RPT|_ND$|_ND[^A-Z]|DERIVED")
-
-
-def normalize_locator(name: str) -> str:
-    """The session's locator: without ``.zip`` and without the ``ni`` of the NIfTI form.
-
-    >>> normalize_locator("mri1234ni.zip"), normalize_locator("mri1234")
-    ('mri1234', 'mri1234')
-    """
-    stem = re.sub(r"\.zip$", "", name.strip(), flags=re.IGNORECASE)
-    return re.sub(r"(?<=\d)ni$", "", stem, flags=re.IGNORECASE)
+FIELD_STRENGTH = {1.0: "1.5", 2.0: "3.0"}
+MANUFACTURER = {1.0: "GE", 2.0: "Siemens", 3.0: "Philips"}
+CODE_UNKNOWN = frozenset({5.0, 7.0, 8.0, 9.0, NOT_ASKED})  # other, varies, not applicable, unknown
+#: Columns of a person that cannot differ between visits.
+CONSTANT_COLUMNS = ("handedness", "birth_year", "birth_month", "apoe_genotype", "apoe4_count")
+#: Reasons against a NIfTI file that its DICOM form may not share.
+_REASONS_OF_THE_FILE = frozenset(
+    {
+        QuarantineReason.NOT_T1,
+        QuarantineReason.KNOWN_BAD_CONVERSION,
+        QuarantineReason.AMBIGUOUS_FILE,
+        QuarantineReason.DUPLICATE_KEY_IDENTICAL,
+        *(reason for reason in QuarantineReason if reason.startswith("IMAGE_")),
+    }
+)
+_RELEASED = re.compile(
+    r"(?P<licence>investigator|commercial)(?P<module>_ftldlbd)?(?P<mri>_mri)?_nacc(?P<freeze>\d+)\.(?:csv|xlsx|xls)",
+    re.IGNORECASE,
+)
+_REQUESTED = re.compile(r".+?(?P<date>\d{8})(?:_?mri)?\.(?:csv|xlsx|xls)", re.IGNORECASE)
 
 
 def parse_volume(cell: str, low: float, high: float) -> tuple[float | None, QuarantineReason | None]:
     """A volume in mm³ from cubic centimetres; the code book's codes for "no value" go first.
 
-    >>> parse_volume("888.8888", 500, 15e3), parse_volume("6.5", 500, 15e3)
-    ((None, None), (6500.0, None))
+    A code counts with four or three places behind the point, as spreadsheet programs round it.
+
+    >>> parse_volume("888.8888", 500, 15e3), parse_volume("6.5", 500, 15e3), parse_volume("10", 500, 15e3)
+    ((None, None), (6500.0, None), (10000.0, None))
     """
     if is_blank(cell):
         return None, None
     value = parse_float(cell)
     if value is None:
         return None, QuarantineReason.SENTINEL_UNKNOWN
-    if value == NOT_ASKED or round(value, 3) in VOLUME_MISSING:
+    if value == NOT_ASKED or any(abs(value - code) < 5e-5 for code in VOLUME_MISSING):
+        return None, None
+    if any(abs(value - round(code, 3)) < 5e-7 for code in VOLUME_MISSING if code % 1 < 0.9):
         return None, None
     value *= 1000.0
     if not low <= value <= high:
@@ -179,24 +163,12 @@ def parse_volume(cell: str, low: float, high: float) -> tuple[float | None, Quar
     return value, None
 
 
-def is_t1(description: str, sidecar: dict[str, Any] | None) -> bool | None:
-    """Whether a volume is T1-weighted; None when nothing tells and the geometry must decide."""
-    text = description.upper()
-    if _NOT_T1.search(text):
-        return False
-    if sidecar is not None:
-        if str(sidecar.get("MRAcquisitionType", "3D")).upper() == "2D":
-            return False
-        thickness = parse_float(str(sidecar.get("SliceThickness", "")))
-        if thickness is not None and thickness >= 2.0 + 1e-3:
-            return False
-        if sidecar.get("SeriesDescription") or sidecar.get("ProtocolName"):
-            return bool(_T1.search(text))
-    return None
+def parse_syndrome(cell: str) -> tuple[str | None, QuarantineReason | None]:
+    """NACCUDSD; a positive code outside the code book is kept apart, the image stays without a label.
 
-
-def _syndrome(cell: str) -> tuple[str | None, QuarantineReason | None]:
-    """NACCUDSD; a positive code outside the code book is kept apart, the image stays without a label."""
+    >>> [parse_syndrome(code)[0] for code in ("1", "2", "3", "4", "4.0", "8", "-4", ".")]
+    ['NC', 'IMCI', 'MCI', 'DEM', 'DEM', 'out of scope', None, None]
+    """
     if is_blank(cell):
         return None, None
     label, problem = parse_code(cell, SYNDROME, frozenset({NOT_ASKED, 9.0}))
@@ -205,238 +177,228 @@ def _syndrome(cell: str) -> tuple[str | None, QuarantineReason | None]:
     return label, problem
 
 
-def _date(row: Row, year: str, month: str, *day: str) -> tuple[datetime.date | None, bool]:
-    """A date from three columns, and whether something other than a blank stood in an illegal cell."""
-    numbers = [parse_whole_id(row.get(year)), parse_whole_id(row.get(month)), parse_whole_id(row.get(*day))]
-    if any(number is None for number in numbers):
-        return None, not all(is_blank(row.get(name)) for name in (year, month, day[0]))
-    y, m, d = (int(number or 0) for number in numbers)
+def _sex(cell: str) -> tuple[str | None, QuarantineReason | None]:
+    sex, problem = parse_sex(cell)
+    return (None, None) if problem is not None and parse_float(cell) in (8.0, 9.0) else (sex, problem)
+
+
+def _coded(meanings: dict[float, str], *missing: float) -> Any:
+    """A parser of a coded column."""
+    return partial(parse_code, meanings=meanings, missing=frozenset({NOT_ASKED, *missing}))
+
+
+def _present(cell: str) -> tuple[int | None, QuarantineReason | None]:
+    meaning, problem = parse_code(cell, HISTORY_CODES, frozenset({8.0, 9.0, NOT_ASKED}))
+    return (None if meaning is None else int(meaning)), problem
+
+
+def uds_fields(crosswalk: bool = False) -> dict[str, Any]:
+    """What is read from a UDS row: output name -> (what is legal, column names). The codes are the code book's.
+
+    Parameters
+    ----------
+    crosswalk
+        Also read the Craft story, which only the crosswalk needs.
+    """
+    memory = LOGICAL_MEMORY.with_missing(*COGNITION_MISSING)
+    fields: dict[str, Any] = {
+        "dx": (parse_syndrome, ("NACCUDSD",)),
+        "mmse": (MMSE.with_missing(*COGNITION_MISSING), ("NACCMMSE",)),
+        "moca": (MOCA.with_missing(*COGNITION_MISSING), ("NACCMOCA", "MOCATOTS")),
+        "lm_immediate": (memory, ("LOGIMEM",)),
+        "lm_delayed": (memory, ("MEMUNITS",)),
+        "cdr_global": (CDR_GLOBAL.with_missing(NOT_ASKED), ("CDRGLOB",)),
+        "cdr_sb": (CDR_SUM.with_missing(NOT_ASKED), ("CDRSUM",)),
+        "gds": (GDS.with_missing(88, 99, NOT_ASKED), ("NACCGDS",)),
+        "alzheimer": (_coded({0.0: "no", 1.0: "yes"}, 8.0, 9.0), ("NACCALZD",)),
+        "alzheimer_part": (
+            _coded({1.0: "primary", 2.0: "contributing", 3.0: "non-contributing"}, 7.0, 8.0, 9.0),
+            ("NACCALZP",),
+        ),
+        "primary_cause": (Quantity(1, 87, 1, frozenset({88.0, 99.0, NOT_ASKED})), ("NACCETPR",)),
+        "age": (Quantity(15, 120, missing=frozenset({888.0, 999.0, NOT_ASKED})), ("NACCAGE",)),
+        "educ_years": (EDUCATION_YEARS.with_missing(99, NOT_ASKED), ("EDUC",)),
+        "sex": (_sex, ("SEX",)),
+        "sex_uds4": (_sex, ("NACCSEX",)),
+        "handedness": (_coded(HANDEDNESS, 9.0), ("HANDED",)),
+        "birth_year": (
+            Quantity(1875, datetime.date.today().year - 15, 1, frozenset({8888.0, 9999.0, NOT_ASKED})),
+            ("BIRTHYR",),
+        ),
+        "birth_month": (Quantity(1, 12, 1, frozenset({88.0, 99.0, NOT_ASKED})), ("BIRTHMO",)),
+        "apoe_genotype": (_coded(APOE_GENOTYPE, 9.0), ("NACCAPOE",)),
+        "apoe4_count": (Quantity(0, 2, 1, frozenset({9.0, NOT_ASKED})), ("NACCNE4S",)),
+        **{name: (_present, (column,)) for column, name in HISTORY.items()},
+    }
+    if crosswalk:
+        fields["craft_immediate"] = (memory, ("CRAFTURS",))
+        fields["craft_delayed"] = (memory, ("CRAFTDRE",))
+    return fields
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def _choose_table(root: Path, found: Mapping[str, set[str]], fitting: Sequence[str], what: str) -> str | None:
+    """The table to read among those whose header fits; None when there is none.
+
+    Released freezes go before custom requests, and those before files of other names; the newest first. Of one freeze
+    the plain investigator file is taken: the others hold the same columns and more.
+
+    Raises
+    ------
+    InputError
+        When two equally good files differ.
+    """
+
+    def preference(path: str) -> tuple[int, int, int, int]:
+        name = PurePosixPath(path).name
+        if match := _RELEASED.fullmatch(name):
+            merged = int((match["mri"] is not None) != (what == "MRI session"))
+            extra = (match["licence"].lower() != "investigator") + 2 * (match["module"] is not None)
+            return merged, 0, -int(match["freeze"]), extra
+        match = _REQUESTED.fullmatch(name)
+        # A file that fits as both tables was put together by somebody: the custodian's own go first.
+        merged = int(found[path] >= (UDS_REQUIRED | MRI_REQUIRED))
+        if match is not None:
+            date = match["date"]
+            return merged, 1, -int(date[4:] + date[:4]), 0
+        return merged, 2, 0, 0
+
+    if not fitting:
+        return None
+    best = min(preference(path) for path in fitting)
+    equal = sorted(path for path in fitting if preference(path) == best)
+    if len(equal) > 1 and len({sha256_file(root / path) for path in equal}) > 1:
+        raise InputError(
+            "a table is there more than once",
+            where=", ".join(equal),
+            expected=f"one {what} table of the newest freeze",
+            remedy="move the others out of the cohort's folder",
+        )
+    return equal[0]
+
+
+def _date_of(year: str, month: str, day: str) -> tuple[datetime.date | None, bool]:
+    """A date from three cells, and whether something other than blanks stands there that is no date."""
+    y, m, d = parse_whole_id(year), parse_whole_id(month), parse_whole_id(day)
+    if y is None or m is None or d is None:
+        return None, not (is_blank(year) and is_blank(month) and is_blank(day))
     if not (1980 <= y <= 2200 and 1 <= m <= 12 and 1 <= d <= calendar.monthrange(y, m)[1]):
         return None, True
     return datetime.date(y, m, d), False
 
 
+def _etiology(values: Mapping[str, Sourced]) -> Sourced | None:
+    """Whether a dementia is due to Alzheimer's disease; None when the form does not say."""
+    if "alzheimer" in values:
+        stated = values["alzheimer"]
+        part = values.get("alzheimer_part")
+        rule = f"NACCALZD, NACCALZP {part.value}" if part is not None and stated.value == "yes" else "NACCALZD"
+        return Sourced("AD" if stated.value == "yes" else "other", stated.file, stated.row, rule)
+    if "primary_cause" in values:
+        cause = values["primary_cause"]
+        return Sourced("AD" if cause.value == 1 else "other", cause.file, cause.row, "NACCETPR")
+    return None
+
+
 @dataclass
-class _Candidate:
-    """One image file of a session."""
+class _Person:
+    """What the UDS visits say about a person."""
 
-    locator: str
-    name: str
-    file: ImageFile
-    archive: bool
-    sidecar: dict[str, Any] | None = None
-    dicom: bool = False
-    problem: str | None = None
+    by_visit: dict[str, dict[str, Sourced]] = field(default_factory=dict)
+    sexes: dict[str, Sourced] = field(default_factory=dict)
+    emptied: set[str] = field(default_factory=set)
+    centre: int | None = None
 
+    def values_of(self, name: str) -> list[Sourced]:
+        """All values of a column, one per visit that has it."""
+        return [values[name] for values in self.by_visit.values() if name in values]
 
-def _locator_of(parts: tuple[str, ...], known: set[str]) -> str:
-    """The session that a path belongs to: the deepest folder that the MRI table knows, or that looks like one."""
-    for part in reversed(parts):
-        if normalize_locator(part) in known:
-            return normalize_locator(part)
-    for part in reversed(parts):
-        if re.fullmatch(r"(?:mri\d+(?:ni)?|NACC\d{6}_.+)", part, re.IGNORECASE):
-            return normalize_locator(part)
-    return normalize_locator(parts[-1]) if parts else ""
+    def at(self, name: str, visit: str) -> Sourced | None:
+        """The value at a visit, or the one that all other visits agree on."""
+        if name in self.emptied:
+            return None
+        own = self.by_visit.get(visit, {}).get(name)
+        others = self.values_of(name)
+        return own or (others[0] if others and len({sourced.value for sourced in others}) == 1 else None)
 
 
-def _sidecar_name(name: str) -> str:
-    return re.sub(r"\.nii(?:\.gz)?$", ".json", name, flags=re.IGNORECASE)
+class _Clinical:
+    """The UDS table as visits and people."""
 
+    def __init__(self, book: Ingest, table: Table) -> None:
+        self.book = book
+        self.table = table
+        self.people: dict[str, _Person] = {}
+        table.require(
+            id=("NACCID",),
+            visit=("NACCVNUM",),
+            year=("VISITYR", "VISITDATE"),
+            month=("VISITMO", "VISITDATE"),
+            day=("VISITDAY", "VISITDATE"),
+            diagnosis=("NACCUDSD",),
+        )
+        dates: dict[tuple[str, str], set[datetime.date]] = {}
+        forms: dict[tuple[str, str], tuple[int, str]] = {}
 
-def _load_json(content: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(content.decode("utf-8", errors="replace"))
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
+        def key_of(row: Row) -> tuple[str, str] | None:
+            number = parse_whole_id(row.get("NACCVNUM"))
+            subject = row.get("NACCID").upper()
+            return (subject, str(number)) if NACCID.fullmatch(subject) and number is not None else None
 
+        def identify(row: Row) -> tuple[str, str] | None:
+            """The row's key; the visit's date, form and centre are noted on the way, so that rows are walked once."""
+            key = key_of(row)
+            if key is None:
+                return None
+            if (date := self._visit_date(row, key)) is not None:
+                dates.setdefault(key, set()).add(date)
+            packet, version = row.get("PACKET"), row.get("FORMVER")
+            if packet or version:
+                forms[key] = (row.line, f"PACKET {packet or '?'}, FORMVER {version or '?'}")
+            person = self.people.setdefault(key[0], _Person())
+            centre = parse_whole_id(row.get("NACCADC"))
+            person.centre = centre if centre is not None else person.centre
+            return key
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(NIFTI_SUFFIXES)
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-
-def find_candidates(root: Path, files: Iterable[str], known: set[str]) -> list[_Candidate]:
-    """Every image file in session folders and session archives."""
-    found: list[_Candidate] = []
-    all_files = set(files)
-    dicom_folders: dict[str, list[str]] = {}
-    for path in sorted(all_files):
-        parts = PurePosixPath(path).parts
-        if _is_image(path):
-            candidate = _Candidate(
-                _locator_of(parts[:-1], known), parts[-1], ImageFile(path, "nifti", (path,)), archive=False
-            )
-            if _sidecar_name(path) in all_files:
-                candidate.sidecar = _load_json((root / _sidecar_name(path)).read_bytes())
-            found.append(candidate)
-        elif path.lower().endswith((".dcm", ".ima")):
-            dicom_folders.setdefault("/".join(parts[:-1]), []).append(path)
-        elif path.lower().endswith(".zip"):
-            locator = normalize_locator(parts[-1])
-            try:
-                with zipfile.ZipFile(root / path) as archive:
-                    names = [i.filename for i in archive.infolist() if not i.is_dir() and not _hidden(i.filename)]
-                    for name in sorted(filter(_is_image, names)):
-                        candidate = _Candidate(
-                            locator,
-                            PurePosixPath(name).name,
-                            ImageFile(f"{path}{ZIP_SEPARATOR}{name}", "nifti", (name,)),
-                            archive=True,
-                        )
-                        if _sidecar_name(name) in names:
-                            candidate.sidecar = _load_json(archive.read(_sidecar_name(name)))
-                        found.append(candidate)
-                    slices: dict[str, list[str]] = {}
-                    for name in names:
-                        if name.lower().endswith((".dcm", ".ima")):
-                            slices.setdefault(str(PurePosixPath(name).parent), []).append(name)
-                    for folder, members in sorted(slices.items()):
-                        found.append(
-                            _Candidate(
-                                locator,
-                                PurePosixPath(folder).name or "dicom",
-                                ImageFile(
-                                    f"{path}{ZIP_SEPARATOR}{folder if folder != '.' else ''}",
-                                    "dicom",
-                                    tuple(sorted(members)),
-                                ),
-                                archive=True,
-                                dicom=True,
-                            )
-                        )
-            except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
-                found.append(
-                    _Candidate(
-                        locator,
-                        parts[-1],
-                        ImageFile(path, "nifti", (path,)),
-                        archive=True,
-                        problem=f"the archive cannot be opened: {type(error).__name__}",
-                    )
+        for key, values in book.collect(table, identify, uds_fields(book.params.ingest.nacc_crosswalk)).items():
+            visit = book.visit(*key)
+            own_dates = dates.get(key, set())
+            if len(own_dates) == 1:
+                visit.date = next(iter(own_dates))
+            elif own_dates:
+                book.visit_note(
+                    QuarantineReason.DUPLICATE_KEY_CONFLICT,
+                    *key,
+                    Severity.NULL_FIELD,
+                    f"{len(own_dates)} rows of one visit differ on its date; emptied",
+                    file=table.relative,
                 )
-    for folder, members in sorted(dicom_folders.items()):
-        parts = PurePosixPath(folder).parts
-        found.append(
-            _Candidate(
-                _locator_of(parts, known),
-                parts[-1] if parts else "dicom",
-                ImageFile(folder, "dicom", tuple(members)),
-                archive=False,
-                dicom=True,
-            )
-        )
-    return found
+            if key in forms:
+                line, rule = forms[key]
+                visit.provenance["form"] = {"file": table.relative, "row": line, "rule": rule}
+            self._fill(visit, values)
+        self._check_people()
+        self._months()
+        for visit in book.visits.values():
+            self._describe_person(visit)
 
+    def _visit_date(self, row: Row, key: tuple[str, str]) -> datetime.date | None:
+        date, illegal = _date_of(row.get("VISITYR"), row.get("VISITMO"), row.get("VISITDAY"))
+        column = "VISITDAY"
+        if date is None and not illegal and row.get("VISITDATE"):
+            date, problem = parse_date(row.get("VISITDATE"))
+            column, illegal = "VISITDATE", problem is not None
+        if date is not None and date > datetime.date.today():
+            self.book.field_issue(QuarantineReason.DATE_IN_FUTURE, *key, column, row)
+            return None
+        if illegal:
+            self.book.field_issue(QuarantineReason.DATE_UNPARSABLE, *key, column, row)
+        return date
 
-def _dicom_tags(root: Path, candidate: _Candidate) -> dict[str, Any]:
-    """The description of a DICOM series from its first slice."""
-    import io
-
-    import pydicom
-
-    try:
-        if ZIP_SEPARATOR in candidate.file.source_path:
-            with zipfile.ZipFile(root / candidate.file.source_path.split(ZIP_SEPARATOR, 1)[0]) as archive:
-                content = archive.read(candidate.file.files[0])
-        else:
-            content = (root / candidate.file.files[0]).read_bytes()
-        dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-        return {
-            name: str(dataset.get(name))
-            for name in ("SeriesDescription", "ProtocolName", "MRAcquisitionType", "SliceThickness")
-            if dataset.get(name) is not None
-        }
-    except Exception:  # whatever is wrong with the slice is found and reported when the series is inspected
-        return {}
-
-
-def _choose_table(found: dict[str, set[str]], required: set[str], root: Path, what: str) -> str:
-    """The table whose header has ``required``: the newest freeze, the plain investigator file first."""
-    fitting = [path for path, keys in found.items() if required <= keys]
-    if not fitting:
-        raise MissingTable(
-            "a clinical table is missing",
-            where=root,
-            found=describe_tables(found),
-            expected=f"the {what} table, with the columns {', '.join(sorted(required)).upper()}",
-            remedy="put the table of the data freeze (such as investigator_nacc71.csv) anywhere below this folder",
-        )
-
-    def preference(path: str) -> tuple[int, int, str]:
-        name = PurePosixPath(path).name.lower()
-        freeze = re.search(r"nacc(\d+)", name)
-        plain = 0 if re.search(r"^investigator_(?:mri_)?nacc", name) else 1 if "investigator" in name else 2
-        return (-int(freeze[1]) if freeze else 0, plain, path)
-
-    return sorted(fitting, key=preference)[0]
-
-
-def _read_visits(book: Ingest, table: Table) -> tuple[dict[str, dict[str, Sourced]], set[str]]:
-    """UDS visits into the book; person-level values and the people whose sex differs between visits."""
-    table.require(
-        id=("NACCID",),
-        visit=("NACCVNUM",),
-        year=("VISITYR",),
-        month=("VISITMO",),
-        day=("VISITDAY",),
-        diagnosis=("NACCUDSD",),
-    )
-
-    def identify(row: Row) -> tuple[str, str] | None:
-        number = parse_whole_id(row.get("NACCVNUM"))
-        subject = row.get("NACCID").upper()
-        return (subject, str(number)) if NACCID.fullmatch(subject) and number is not None else None
-
-    def present(cell: str) -> tuple[int | None, QuarantineReason | None]:
-        meaning, problem = parse_code(cell, {0.0: "0", 1.0: "1", 2.0: "0"}, frozenset({9.0, NOT_ASKED, 8.0}))
-        return (None if meaning is None else int(meaning)), problem
-
-    score = LOGICAL_MEMORY.with_missing(*COGNITION_MISSING)
-    apoe = {1.0: "33", 2.0: "34", 3.0: "23", 4.0: "44", 5.0: "24", 6.0: "22"}
-    fields: dict[str, Any] = {
-        "dx": (_syndrome, ("NACCUDSD",)),
-        "mmse": (MMSE.with_missing(*COGNITION_MISSING), ("NACCMMSE",)),
-        "moca": (MOCA.with_missing(*COGNITION_MISSING), ("NACCMOCA", "MOCATOTS")),
-        "lm_immediate": (score, ("LOGIMEM",)),
-        "lm_delayed": (score, ("MEMUNITS",)),
-        "cdr_global": (CDR_GLOBAL.with_missing(NOT_ASKED), ("CDRGLOB",)),
-        "cdr_sb": (CDR_SUM.with_missing(NOT_ASKED), ("CDRSUM",)),
-        "gds": (GDS.with_missing(88, 99, NOT_ASKED), ("NACCGDS",)),
-        "alzheimer": (Quantity(0, 9, missing=frozenset({NOT_ASKED, 8.0, 9.0})), ("NACCALZD",)),
-        "age": (Quantity(15, 120, missing=frozenset({888.0, 999.0, NOT_ASKED})), ("NACCAGE",)),
-        "educ_years": (EDUCATION_YEARS.with_missing(99, NOT_ASKED), ("EDUC",)),
-        "sex": (parse_sex, ("SEX", "NACCSEX")),
-        "handedness": (
-            lambda cell: parse_code(cell, {1.0: "L", 2.0: "R", 3.0: "A"}, frozenset({9.0, NOT_ASKED})),
-            ("HANDED",),
-        ),
-        "birth_year": (Quantity(1875, 2015, missing=frozenset({9999.0, NOT_ASKED})), ("BIRTHYR",)),
-        "birth_month": (Quantity(1, 12, missing=frozenset({99.0, 88.0, NOT_ASKED})), ("BIRTHMO",)),
-        "apoe_genotype": (lambda cell: parse_code(cell, apoe, frozenset({9.0, NOT_ASKED})), ("NACCAPOE",)),
-        "apoe4_count": (Quantity(0, 2, 1, frozenset({9.0, NOT_ASKED})), ("NACCNE4S",)),
-        **{name: (present, (column,)) for column, name in HISTORY.items()},
-    }
-    dates: dict[tuple[str, str], set[datetime.date]] = {}
-    for row in table.rows():
-        key = identify(row)
-        if key is None:
-            continue
-        date, illegal = _date(row, "VISITYR", "VISITMO", "VISITDAY")
-        if date is not None:
-            dates.setdefault(key, set()).add(date)
-        elif illegal:
-            book.field_issue(QuarantineReason.DATE_UNPARSABLE, *key, "VISITDAY", row)
-    people: dict[str, dict[str, Sourced]] = {}
-    sexes: dict[str, set[str]] = {}
-    for (subject, code), values in book.collect(table, identify, fields).items():
-        visit = book.visit(subject, code)
-        own_dates = dates.get((subject, code), set())
-        visit.date = next(iter(own_dates)) if len(own_dates) == 1 else None
+    def _fill(self, visit: Visit, values: dict[str, Sourced]) -> None:
+        """Values of one visit."""
         if "dx" in values and values["dx"].value == OUT_OF_SCOPE:
             visit.notes["out_of_scope"] = values["dx"]
         else:
@@ -452,264 +414,640 @@ def _read_visits(book: Ingest, table: Table) -> tuple[dict[str, dict[str, Source
         ):
             if visit.values.get(column) is not None:
                 visit.values[source_column] = "measured"
+        if self.book.params.ingest.nacc_crosswalk:
+            _convert_scores(visit, values)
         if visit.values.get("dx_native") == "DEM":
-            if "alzheimer" in values:
-                source = values["alzheimer"]
-                visit.set(
-                    "dementia_etiology",
-                    Sourced("AD" if source.value == 1 else "other", source.file, source.row, source.rule),
-                )
-            else:
-                visit.values["dementia_etiology"] = "unknown"
+            visit.set("dementia_etiology", _etiology(values))
+            visit.values.setdefault("dementia_etiology", "unknown")
         history = {name: values[name].value for name in HISTORY.values() if name in values}
         if history:
             visit.values["history"] = json.dumps(history, sort_keys=True)
         if "age" in values:
             visit.notes["age"] = values["age"]
-        person = people.setdefault(subject, {})
-        for name in ("sex", "educ_years", "handedness", "birth_year", "birth_month", "apoe_genotype", "apoe4_count"):
+        person = self.people[visit.subject]
+        if "apoe_genotype" in values:  # the genotype is finer; its own count cannot contradict it
+            genotype = values["apoe_genotype"]
+            count = Sourced(float(genotype.value.count("4")), genotype.file, genotype.row, genotype.rule)
+            values = {**values, "apoe4_count": count}
+        own = {name: values[name] for name in ("educ_years", *CONSTANT_COLUMNS) if name in values}
+        person.by_visit[visit.code] = own
+        for name in ("sex", "sex_uds4"):
             if name in values:
-                person.setdefault(name, values[name])
-        if "sex" in values:
-            sexes.setdefault(subject, set()).add(values["sex"].value)
-    first: dict[str, datetime.date] = {}
-    for visit in book.visits.values():
-        if visit.date is not None:
-            first[visit.subject] = min(first.get(visit.subject, visit.date), visit.date)
-    for visit in book.visits.values():
-        if visit.date is not None:
-            visit.month = round((visit.date - first[visit.subject]).days / DAYS_PER_YEAR * 12, 1)
-    return people, {subject for subject, values in sexes.items() if len(values) > 1}
+                person.sexes.setdefault(values[name].value, values[name])
 
-
-def _age(
-    date: datetime.date | None, person: dict[str, Sourced], visit: Visit, delta: int | None, mri_row: Row
-) -> tuple[float | None, str, str, Sourced | None]:
-    if date is not None and "birth_year" in person:
-        year = person["birth_year"]
-        month = int(person["birth_month"].value) if "birth_month" in person else 7
-        born = datetime.date(int(year.value), month, 15)
-        precision = "month" if "birth_month" in person else "year"
-        return (date - born).days / DAYS_PER_YEAR, precision, "scan - month of birth", year
-    if "age" in visit.notes:
-        age = visit.notes["age"]
-        return age.value + (delta or 0) / DAYS_PER_YEAR, "integer", "NACCAGE + (scan - visit)", age
-    value = parse_float(mri_row.get("NACCMRIA"))
-    if value is not None and 15 <= value <= 120:
-        return value, "integer", "NACCMRIA", Sourced(value, mri_row.table.relative, mri_row.line, "NACCMRIA")
-    return None, "", "", None
-
-
-def ingest(root: Path, params: Params, workers: int) -> IngestResult:
-    """Read a NACC data freeze with its MRI sessions."""
-    book = Ingest("NACC", root, params, workers)
-    tables = headers(root, book.files)
-    uds_path = _choose_table(tables, {"naccid", "naccvnum", "naccudsd"}, root, "UDS")
-    mri_path = _choose_table(tables, {"naccid", "naccmrfi"}, root, "MRI session")
-    uds = book.read(uds_path, "visits", columns=UDS_COLUMNS)
-    mri = book.read(mri_path, "MRI sessions", columns=MRI_COLUMNS)
-    people, sex_conflicts = _read_visits(book, uds)
-    freeze = re.search(r"nacc(\d+)", PurePosixPath(uds_path).name.lower())
-    release = f"freeze {freeze[1]}" if freeze else PurePosixPath(uds_path).stem
-
-    sessions: dict[str, list[Row]] = {}
-    for row in mri.rows():
-        locator = normalize_locator(row.get("NACCMRFI"))
-        if is_blank(locator) or parse_float(locator) == NOT_ASKED:
-            continue
-        if not NACCID.fullmatch(row.get("NACCID").upper()):
-            book.row_without_id(row)
-            continue
-        sessions.setdefault(locator, []).append(row)
-    candidates = find_candidates(root, book.files, set(sessions))
-    if not candidates:
-        raise no_images(root, "NACC", "session archives such as mri1234ni.zip, or their folders")
-    with_nifti = {c.locator for c in candidates if not c.dicom and c.problem is None}
-    unpacked = {(c.locator, c.name) for c in candidates if not c.archive}
-    visits = {subject: [v for v in group if v.date is not None] for subject, group in book.visits_of().items()}
-    emulation = book.form == "table1_emulation"
-
-    for candidate in candidates:
-        if candidate.dicom and candidate.locator in with_nifti:
-            continue  # the DICOM form of a session that is read as NIfTI: the same images, not further ones
-        item = FoundImage(f"{candidate.locator}/{candidate.name}", candidate.file)
-        book.images.append(item)
-        rows = sessions.get(candidate.locator, [])
-        if not rows:
-            book.drop(item, QuarantineReason.FILE_WITHOUT_RECORD, "no row of the MRI table has this session")
-            continue
-        if (
-            len({(row.get("NACCID"), row.get("MRIYR"), row.get("MRIMO"), row.get("MRIDY", "MRIDAY")) for row in rows})
-            > 1
-        ):
-            book.drop(
-                item,
+    def _check_people(self) -> None:
+        """Empty what cannot differ between visits and does."""
+        for subject, person in self.people.items():
+            differing = [
+                name for name in CONSTANT_COLUMNS if len({sourced.value for sourced in person.values_of(name)}) > 1
+            ]
+            if not differing:
+                continue
+            person.emptied.update(differing)
+            last = person.values_of(differing[0])[-1]
+            self.book.note(
                 QuarantineReason.DUPLICATE_KEY_CONFLICT,
-                "several differing rows of the MRI table have this session",
-                rows[-1].table.relative,
-                rows[-1].line,
+                Level.SUBJECT,
+                {"native_subject_id": subject},
+                Severity.NULL_FIELD,
+                f"visits differ on {', '.join(differing)}; emptied",
+                last.file,
+                last.row,
             )
-            continue
-        row = rows[0]
-        subject = row.get("NACCID").upper()
-        item.subject = subject
-        number = parse_whole_id(row.get("NACCMNUM"))
-        item.session = str(number) if number is not None and number not in (0, 88) else candidate.locator
-        if candidate.problem is not None:
-            book.drop(item, QuarantineReason.IMAGE_UNREADABLE, candidate.problem)
-            continue
-        if candidate.archive and (candidate.locator, candidate.name) in unpacked:
-            book.drop(item, QuarantineReason.DUPLICATE_KEY_IDENTICAL, "the archive's content also lies unpacked")
-            continue
-        if candidate.dicom:
-            candidate.sidecar = _dicom_tags(root, candidate)
-        if candidate.name.lower().split(".nii")[0].endswith("_eq_1"):
-            book.drop(
-                item, QuarantineReason.KNOWN_BAD_CONVERSION, "the converter marked unequal slice distances (_Eq_1)"
-            )
-            continue
-        sidecar = candidate.sidecar or None
-        described = str(
-            (sidecar or {}).get("SeriesDescription") or (sidecar or {}).get("ProtocolName") or candidate.name
-        )
-        item.series_description = described
-        # The name alone tells what an unread image without a sidecar is; the published table asked nothing.
-        known = sidecar if sidecar is not None or book.images_read else {"SeriesDescription": described}
-        if not emulation and is_t1(described, known) is False:
-            book.drop(item, QuarantineReason.NOT_T1, "the series is no T1-weighted volume")
-            continue
 
-        own = visits.get(subject, [])
-        by_number = {visit.code: visit for visit in own}
-        stated = parse_whole_id(row.get("NACCVNUM"))
-        days = parse_float(row.get("NACCMRDY"))
-        days = None if days is None or abs(days) >= 8888 or days == NOT_ASKED else days
-        date, _ = _date(row, "MRIYR", "MRIMO", "MRIDY", "MRIDAY")
-        if date is not None and date > datetime.date.today():
-            book.drop(
-                item, QuarantineReason.DATE_IN_FUTURE, "the MRI is dated in the future", row.table.relative, row.line
+    def _months(self) -> None:
+        first: dict[str, datetime.date] = {}
+        for visit in self.book.visits.values():
+            if visit.date is not None:
+                first[visit.subject] = min(first.get(visit.subject, visit.date), visit.date)
+        for visit in self.book.visits.values():
+            if visit.date is not None:
+                visit.month = round((visit.date - first[visit.subject]).days / DAYS_PER_YEAR * 12, 1)
+
+    def _describe_person(self, visit: Visit) -> None:
+        """Person-level columns of a visit."""
+        person = self.people[visit.subject]
+        if len(person.sexes) == 1:
+            visit.set("sex", next(iter(person.sexes.values())))
+        for name in ("educ_years", "handedness", "apoe_genotype", "apoe4_count"):
+            visit.set(name, person.at(name, visit.code))
+        age, precision, rule, source = self.age_at(visit.date, visit, 0)
+        if age is not None and source is not None and 15 <= age <= 110:
+            visit.values.update(age_years=age, age_precision=precision)
+            visit.provenance["age_years"] = {**source.as_json(), "rule": rule}
+
+    def age_at(
+        self, date: datetime.date | None, visit: Visit, delta: int
+    ) -> tuple[float | None, str, str, Sourced | None]:
+        """Age (years) on a day, its precision, the rule and the source."""
+        person = self.people.get(visit.subject, _Person())
+        year, month = person.at("birth_year", visit.code), person.at("birth_month", visit.code)
+        if date is not None and year is not None:
+            born = datetime.date(int(year.value), int(month.value) if month is not None else 7, 15)
+            precision = "month" if month is not None else "year"
+            return (date - born).days / DAYS_PER_YEAR, precision, "scan - month of birth", year
+        if "age" in visit.notes:
+            age = visit.notes["age"]
+            return age.value + delta / DAYS_PER_YEAR, "integer", "NACCAGE + (scan - visit)", age
+        return None, "", "", None
+
+
+def _convert_scores(visit: Visit, values: Mapping[str, Sourced]) -> None:
+    """Fill missing MMSE and Logical Memory by the crosswalk, flagged; a measured score is never replaced."""
+    if visit.values.get("mmse") is None and "moca" in values:
+        moca = values["moca"]
+        visit.set("mmse", Sourced(mmse_of_moca(moca.value), moca.file, moca.row, f"{moca.rule}, crosswalk"))
+        if visit.values.get("mmse") is not None:
+            visit.values["mmse_source"] = "crosswalk"
+    # One column says where both scores come from: a measured one beside a converted one would be mislabelled.
+    if visit.values.get("lm_immediate") is None and visit.values.get("lm_delayed") is None:
+        for column, name, convert in (
+            ("lm_immediate", "craft_immediate", lm_immediate_of_craft),
+            ("lm_delayed", "craft_delayed", lm_delayed_of_craft),
+        ):
+            if name in values:
+                story = values[name]
+                visit.set(column, Sourced(convert(story.value), story.file, story.row, f"{story.rule}, crosswalk"))
+                visit.values["lm_source"] = "crosswalk"
+
+
+# ------------------------------------------------------------------------------------------------------------ sessions
+
+
+@dataclass
+class _Session:
+    """One MRI session: what holds for all its images."""
+
+    subject: str = ""
+    code: str = ""
+    row: Row | None = None
+    date: datetime.date | None = None
+    visit: Visit | None = None
+    delta: int | None = None
+    method: str = "date_nearest"
+    refusal: tuple[QuarantineReason, str] | None = None
+    remarks: list[tuple[QuarantineReason, str, str | None, int | None]] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    age: tuple[float | None, str, str, Sourced | None] = (None, "", "", None)
+
+    @property
+    def where(self) -> tuple[str | None, int | None]:
+        """File and line of the session's row."""
+        return (None, None) if self.row is None else (self.row.table.relative, self.row.line)
+
+    def refuse(self, reason: QuarantineReason, detail: str) -> _Session:
+        self.refusal = (reason, detail)
+        return self
+
+
+class _Reader:
+    """Reads one data freeze."""
+
+    def __init__(self, root: Path, params: Params, workers: int) -> None:
+        self.root = root
+        self.book = Ingest("NACC", root, params, workers)
+        found = headers(root, self.book.files)
+        uds_path = _choose_table(root, found, [p for p, keys in found.items() if keys >= UDS_REQUIRED], "UDS")
+        if uds_path is None:
+            raise self._missing(found, UDS_REQUIRED, "UDS")
+        mri_path = _choose_table(root, found, [p for p, keys in found.items() if keys >= MRI_REQUIRED], "MRI session")
+        self.has_mri_table = mri_path is not None
+        self.missing_mri_table = self._missing(found, MRI_REQUIRED, "MRI session")
+        scan_paths = sorted(path for path, keys in found.items() if keys >= SCAN_REQUIRED)
+        freeze = _RELEASED.fullmatch(PurePosixPath(uds_path).name)
+        self.release = f"freeze {freeze['freeze']}" if freeze else PurePosixPath(uds_path).stem
+        uds = self.book.read(uds_path, "visits", columns=UDS_COLUMNS)
+        self.clinical = _Clinical(self.book, uds)
+        self.rows: dict[str, list[Row]] = {}
+        if mri_path is not None:
+            self._read_mri(self.book.read(mri_path, "MRI sessions", columns=MRI_COLUMNS))
+        self.scan_rows: dict[str, list[Row]] = {}
+        for path in scan_paths:
+            for row in self.book.read(path, "SCAN images", columns=SCAN_COLUMNS).rows():
+                image = re.fullmatch(r"I?0*(\d+)(?:\.0+)?", row.get("LONIIMAGE"), re.IGNORECASE)
+                if image is not None:
+                    self.scan_rows.setdefault(f"I{image[1]}", []).append(row)
+        self.sessions: dict[str, _Session] = {}
+        self.visits = {
+            subject: [visit for visit in group if visit.date is not None]
+            for subject, group in self.book.visits_of().items()
+        }
+
+    def _missing(self, found: Mapping[str, set[str]], required: frozenset[str], what: str) -> MissingTable:
+        return MissingTable(
+            "a clinical table is missing",
+            where=self.root,
+            found=describe_tables(found),
+            expected=f"the {what} table, with the columns {', '.join(sorted(required)).upper()}",
+            remedy="put the table of the data freeze (such as investigator_nacc71.csv) anywhere below this folder",
+        )
+
+    def _read_mri(self, table: Table) -> None:
+        """Rows of the MRI table by session."""
+        for row in table.rows():
+            subject = row.get("NACCID").upper()
+            if not NACCID.fullmatch(subject):
+                self.book.row_without_id(row)
+                continue
+            locator = normalize_locator(row.get("NACCMRFI"))
+            if is_blank(locator) or parse_float(locator) is not None:
+                if parse_float(row.get("NACCMRSA")) != 0:
+                    number = row.get("NACCMNUM") or "?"
+                    self._without_file(f"{subject}/MR{number}", "the MRI table gives no locator (NACCMRFI)", row)
+                continue
+            self.rows.setdefault(locator, []).append(row)
+
+    def _without_file(self, key: str, detail: str, row: Row) -> None:
+        self.book.note(
+            QuarantineReason.IMAGE_WITHOUT_FILE,
+            Level.IMAGE,
+            {"native_image_key": key},
+            Severity.WARN,
+            detail,
+            row.table.relative,
+            row.line,
+        )
+
+    # -- one session
+
+    def session(self, item: SessionFile) -> _Session:
+        """The session of a file; worked out once."""
+        if item.locator not in self.sessions:
+            session = self._scan_session(item) if item.scan is not None else self._table_session(item.locator)
+            if session.refusal is None:
+                self._match(session)
+            self.sessions[item.locator] = session
+        return self.sessions[item.locator]
+
+    def _table_session(self, locator: str) -> _Session:
+        rows = self.rows.get(locator, [])
+        if not rows:
+            return _Session().refuse(QuarantineReason.FILE_WITHOUT_RECORD, "no row of the MRI table has this session")
+        row = rows[-1]
+        session = _Session(row.get("NACCID").upper(), row=row)
+        same = (("NACCID",), ("MRIYR",), ("MRIMO",), ("MRIDY", "MRIDAY"), ("NACCMNUM",))
+        if len({tuple(other.get(*names) for names in same) for other in rows}) > 1:
+            return session.refuse(
+                QuarantineReason.DUPLICATE_KEY_CONFLICT, "several differing rows of the MRI table have this session"
             )
-            continue
-        if date is None:
-            nearest = by_number.get(str(stated)) if stated is not None else None
-            if nearest is not None and nearest.date is not None and days is not None:
-                date = nearest.date + datetime.timedelta(days=round(days))
-                item.provenance["scan_date"] = {
-                    "file": row.table.relative,
-                    "row": row.line,
-                    "rule": "visit NACCVNUM + NACCMRDY",
-                }
-            book.remark(
-                item,
-                QuarantineReason.DATE_UNPARSABLE,
-                "MRIYR, MRIMO and MRIDY give no date",
-                source_file=row.table.relative,
-                source_row=row.line,
+        if len(rows) > 1:
+            differing = sorted(name for name in row.cells if len({other.cells.get(name, "") for other in rows}) > 1)
+            session.row = Row(row.table, row.line, {**row.cells, **dict.fromkeys(differing, "")}, row.columns)
+            reason = QuarantineReason.DUPLICATE_KEY_CONFLICT if differing else QuarantineReason.DUPLICATE_KEY_IDENTICAL
+            detail = f"{len(rows)} rows of the session differ in {', '.join(differing)}; emptied" if differing else (
+                f"{len(rows)} equal rows of the session; one was kept")  # fmt: skip
+            session.remarks.append((reason, detail, row.table.relative, row.line))
+        named = re.match(r"NACC\d{6}(?=_)", locator, re.IGNORECASE)
+        if named is not None and named[0].upper() != session.subject:
+            return session.refuse(
+                QuarantineReason.AMBIGUOUS_FILE, "the file is named for another participant than its row"
             )
-        item.scan_date = date
-        match = None
-        if date is not None:
-            match = match_visit(date.toordinal(), [v.date.toordinal() for v in own if v.date], book.window_days)
-        if match is None:
-            book.drop(
-                item,
-                QuarantineReason.NO_VISIT_IN_WINDOW,
-                f"no UDS visit within {book.window_days} days of the scan",
-                row.table.relative,
-                row.line,
+        number = parse_whole_id(row.get("NACCMNUM"))
+        session.code = str(number) if number is not None and number not in (0, 88) else locator
+        self._date_session(session)
+        return session
+
+    def _date_session(self, session: _Session) -> None:
+        """The scan's date, from its own columns or from the custodian's distance to a visit."""
+        row = session.row
+        assert row is not None
+        cells = row.get("MRIYR"), row.get("MRIMO"), row.get("MRIDY", "MRIDAY")
+        session.date, _ = _date_of(*cells)
+        if session.date is not None:
+            return
+        session.remarks.append(
+            (QuarantineReason.DATE_UNPARSABLE, "MRIYR, MRIMO and MRIDY give no date", *session.where)
+        )
+        stated, days = self._stated_visit(session)
+        if stated is None or days is None:
+            return
+        if stated.date is not None:
+            year, month = parse_whole_id(cells[0]), parse_whole_id(cells[1])
+            for signed in (days, -days):
+                date = stated.date + datetime.timedelta(days=signed)
+                fits_year = year is None or not 1980 <= year <= 2200 or year == date.year
+                fits_month = month is None or not 1 <= month <= 12 or month == date.month
+                if fits_year and fits_month:
+                    session.date = date
+                    session.provenance["scan_date"] = {
+                        "file": row.table.relative,
+                        "row": row.line,
+                        "rule": "visit NACCVNUM + NACCMRDY",
+                    }
+                    return
+        elif abs(days) <= self.book.window_days:
+            session.visit, session.delta, session.method = stated, days, "exact_label"
+
+    def _stated_visit(self, session: _Session) -> tuple[Visit | None, int | None]:
+        """The visit and the distance in days that the MRI table names."""
+        assert session.row is not None
+        number = parse_whole_id(session.row.get("NACCVNUM"))
+        days = parse_float(session.row.get("NACCMRDY"))
+        visit = self.book.visits.get((session.subject, str(number))) if number is not None else None
+        return visit, round(days) if days is not None and abs(days) < NO_CLOSE_VISIT else None
+
+    def _scan_session(self, item: SessionFile) -> _Session:
+        """The session of a SCAN image: from the SCAN quality table, else from the file's own name and headers."""
+        scan = item.scan
+        assert scan is not None
+        rows = self.scan_rows.get(scan.image, [])
+        session = _Session(scan.subject, row=rows[0] if rows else None)
+        if {row.get("NACCID").upper() for row in rows} - {scan.subject}:
+            return session.refuse(
+                QuarantineReason.AMBIGUOUS_FILE, "the SCAN table gives the image to another participant"
             )
-            continue
-        visit = own[match[0]]
-        book.attach(item, visit, "date_nearest", match[1])
-        if stated is not None:
-            item.provenance["match"] = {
-                "file": row.table.relative,
-                "row": row.line,
-                "rule": "nearest visit by date; "
-                + ("NACCVNUM agrees" if str(stated) == visit.code else "NACCVNUM names another visit"),
-            }
-        person = people.get(subject, {})
-        if subject in sex_conflicts:
-            book.drop(item, QuarantineReason.SEX_CONFLICT, "UDS visits differ on sex")
-            continue
-        if "sex" not in person:
-            book.drop(item, QuarantineReason.SEX_MISSING, "no UDS row gives the participant's sex")
-            continue
-        for column in ("sex", "educ_years", "handedness", "apoe_genotype", "apoe4_count"):
-            book.set_person(item, column, person.get(column))
-        age, precision, rule, source = _age(date, person, visit, match[1], row)
-        if emulation and date is not None and "birth_year" in person:
-            age, precision, rule = float(date.year - person["birth_year"].value), "year", "scan year - year of birth"
-        book.set_age(item, age, precision, rule, source.file if source else None, source.row if source else None)
-        stated_age = parse_float(row.get("NACCMRIA"))
+        dates = {date for row in rows if (date := _any_date(row.get("STUDYDATE"))) is not None}
+        if len(dates) > 1:
+            return session.refuse(QuarantineReason.DUPLICATE_KEY_CONFLICT, "rows of the SCAN table differ on the date")
+        session.date = next(iter(dates)) if dates else scan.date
+        if session.date is None:
+            sidecar = item.sidecar or {}
+            stated = (sidecar.get(name) for name in ("AcquisitionDateTime", "AcquisitionDate", "StudyDate"))
+            session.date = next((date for cell in stated if (date := _any_date(str(cell or ""))) is not None), None)
+        if session.date is None:
+            return session.refuse(
+                QuarantineReason.FILE_WITHOUT_RECORD, "neither a SCAN table nor the image's headers give its date"
+            )
+        session.code = f"SCAN{session.date:%Y%m%d}"  # replaced by a number when all sessions are known
+        return session
+
+    def _match(self, session: _Session) -> None:
+        """Find the visit of a session, and all that the tables say about the person at the scan."""
+        book = self.book
+        if session.date is not None and session.date > datetime.date.today():
+            session.refuse(QuarantineReason.DATE_IN_FUTURE, "the MRI is dated in the future")
+            return
+        person = self.clinical.people.get(session.subject, _Person())
+        centre = person.centre
+        if centre is None and session.row is not None:
+            centre = parse_whole_id(session.row.get("NACCADC"))
+        if centre is not None and centre in book.params.ingest.exclude_nacc_adc:
+            session.refuse(
+                QuarantineReason.CROSS_COHORT_DUPLICATE,
+                f"centre {centre} is excluded (ingest.exclude_nacc_adc): its participants may be in another cohort too",
+            )
+            return
+        own = self.visits.get(session.subject, [])
+        if session.date is not None:
+            days = [visit.date.toordinal() for visit in own if visit.date is not None]
+            match = match_visit(session.date.toordinal(), days, book.window_days)
+            if match is not None:
+                session.visit, session.delta = own[match[0]], match[1]
+        if session.visit is None:
+            session.refuse(
+                QuarantineReason.NO_VISIT_IN_WINDOW, f"no UDS visit within {book.window_days} days of the scan"
+            )
+            return
+        if session.method == "date_nearest" and session.row is not None and "scan_date" not in session.provenance:
+            self._compare_with_custodian(session)
+        if len(person.sexes) > 1:
+            session.refuse(QuarantineReason.SEX_CONFLICT, "UDS visits differ on sex")
+            return
+        if not person.sexes:
+            session.refuse(QuarantineReason.SEX_MISSING, "no UDS row gives the participant's sex")
+            return
+        session.age = self.clinical.age_at(session.date, session.visit, session.delta or 0)
+        year = person.at("birth_year", session.visit.code)
+        if book.form == "table1_emulation" and session.date is not None and year is not None:
+            session.age = session.date.year - year.value, "year", "scan year - year of birth", year
+        self._remark(session)
+        self._read_row(session)
+
+    def _compare_with_custodian(self, session: _Session) -> None:
+        """Compare the visit nearest by date with the one that the MRI table names; our own is kept."""
+        assert session.row is not None
+        assert session.visit is not None
+        stated, days = self._stated_visit(session)
+        number = parse_whole_id(session.row.get("NACCVNUM"))
+        if number is None:
+            return
+        agrees = str(number) == session.visit.code
+        if not agrees and stated is not None and stated.date is not None and session.date is not None:
+            agrees = abs((session.date - stated.date).days) == abs(session.delta or 0)  # two equally near visits
+        elif agrees and days is not None and session.delta is not None:
+            agrees = abs(abs(days) - abs(session.delta)) <= 1
+        session.provenance["match"] = {
+            "file": session.row.table.relative,
+            "row": session.row.line,
+            "rule": f"nearest visit by date; NACCVNUM and NACCMRDY {'agree' if agrees else 'differ'}",
+        }
+        if not agrees:
+            session.remarks.append(
+                (
+                    QuarantineReason.VISCODE_UNKNOWN,
+                    f"NACCVNUM {number} and NACCMRDY do not fit the visit nearest by date ({session.visit.code}), "
+                    "which is kept",
+                    *session.where,
+                )
+            )
+
+    def _remark(self, session: _Session) -> None:
+        visit, row = session.visit, session.row
+        assert visit is not None
+        if session.age[0] is None and row is not None:
+            value = parse_float(row.get("NACCMRIA"))
+            if value is not None and 15 <= value <= 120:
+                source = Sourced(value, row.table.relative, row.line, "NACCMRIA")
+                session.age = value, "integer", "NACCMRIA", source
+        stated = parse_float(row.get("NACCMRIA")) if row is not None else None
+        age = session.age[0]
         if (
             age is not None
-            and stated_age is not None
-            and 0 <= stated_age < 150
-            and abs(stated_age + 0.5 - age) > AGE_TOLERANCE_YEARS
+            and stated is not None
+            and 0 <= stated < 150
+            and abs(stated + 0.5 - age) > AGE_TOLERANCE_YEARS
         ):
-            book.remark(
-                item,
-                QuarantineReason.AGE_INCONSISTENT,
-                f"NACCMRIA differs by more than {AGE_TOLERANCE_YEARS:g} years from the age by date of birth",
-                source_file=row.table.relative,
-                source_row=row.line,
+            session.remarks.append(
+                (
+                    QuarantineReason.AGE_INCONSISTENT,
+                    f"NACCMRIA differs by more than {AGE_TOLERANCE_YEARS:g} years from the age by date of birth",
+                    *session.where,
+                )
             )
         if "out_of_scope" in visit.notes:
             source = visit.notes["out_of_scope"]
-            book.remark(
-                item,
-                QuarantineReason.DIAGNOSIS_OUT_OF_SCOPE,
-                "NACCUDSD is not in the code book; no label",
-                source_file=source.file,
-                source_row=source.row,
+            session.remarks.append(
+                (
+                    QuarantineReason.DIAGNOSIS_OUT_OF_SCOPE,
+                    "NACCUDSD is not in the code book; no label",
+                    source.file,
+                    source.row,
+                )
             )
         elif visit.values.get("dx_native") is None:
-            book.remark(item, QuarantineReason.NO_DIAGNOSIS, "no diagnosis at the matched visit")
-        visit.notes["matched"] = True
+            session.remarks.append((QuarantineReason.NO_DIAGNOSIS, "no diagnosis at the matched visit", None, None))
 
+    def _read_row(self, session: _Session) -> None:
+        """Volumes and scanner of the session's row."""
+        row, visit = session.row, session.visit
+        if row is None or visit is None:
+            return
         for column, (name, low, high) in VOLUMES.items():
-            volume = book.value(row, subject, visit.code, partial(parse_volume, low=low, high=high), column)
-            if volume is not None:
-                item.values[name] = volume.value
-                item.provenance[name] = {**volume.as_json(), "rule": f"{column} x 1000"}
-                item.values["volume_source"] = "NACC-MRI"
-        strength = parse_float(str((sidecar or {}).get("MagneticFieldStrength", "")))
-        code = parse_float(row.get("MRIFIELD"))
-        item.values["field_strength_t"] = tesla(strength) if strength else FIELD_STRENGTH.get(code or 0.0)
-        item.values["manufacturer"] = (sidecar or {}).get("Manufacturer") or MANUFACTURER.get(
-            parse_float(row.get("MRIMANU")) or 0.0
-        )
-        model = (sidecar or {}).get("ManufacturersModelName")
-        item.values["scanner_model"] = str(model) if model else None
-        item.values["release"] = release
-        time = str((sidecar or {}).get("AcquisitionTime", ""))
-        thickness = parse_float(str((sidecar or {}).get("SliceThickness", "")))
-        item.order = (date or datetime.date.max, time, candidate.name)
-        item.rank = (
-            bool(_REPEAT_OR_DERIVED.search(described.upper())),
-            thickness if thickness is not None else 9.0,
-            time,
-        )
-
-    for visit in book.visits.values():
-        rating, label = visit.values.get("cdr_global"), visit.values.get("dx_native")
-        if (
-            visit.notes.get("matched")
-            and rating is not None
-            and ((label == "NC" and rating >= 1) or (label == "DEM" and rating == 0))
-        ):
-            book.visit_note(
-                QuarantineReason.DIAGNOSIS_CONFLICT,
-                visit.subject,
-                visit.code,
-                Severity.WARN,
-                "the diagnosis is implausible beside the CDR; it is kept",
-                file=uds.relative,
-                line=visit.provenance.get("dx_native", {}).get("row"),
+            volume = self.book.value(
+                row, session.subject, visit.code, partial(parse_volume, low=low, high=high), column
             )
-    book.inspect()
+            if volume is not None:
+                session.values[name] = volume.value
+                session.provenance[name] = {**volume.as_json(), "rule": f"{column} x 1000"}
+                session.values["volume_source"] = "NACC-MRI"
+        for column, name, codes in (
+            ("MRIFIELD", "field_strength_t", FIELD_STRENGTH),
+            ("MRIMANU", "manufacturer", MANUFACTURER),
+        ):
+            code = self.book.value(
+                row, session.subject, visit.code, partial(parse_code, meanings=codes, missing=CODE_UNKNOWN), column
+            )
+            if code is not None:
+                session.values[name] = float(code.value) if name == "field_strength_t" else code.value
+                session.provenance[name] = code.as_json()
+
+    # -- images
+
+    def add(
+        self, items: Sequence[SessionFile], keys: Mapping[int, str], unpacked: set[tuple[str, str]]
+    ) -> list[FoundImage]:
+        """Give image files their place in the tables, or the reason against them."""
+        return [self._image(item, keys[id(item)], unpacked) for item in items]
+
+    def _image(self, item: SessionFile, key: str, unpacked: set[tuple[str, str]]) -> FoundImage:
+        book = self.book
+        image = FoundImage(key, item.file)
+        book.images.append(image)
+        session = self.session(item)
+        image.subject, image.session = session.subject, session.code
+        if session.refusal is not None and session.refusal[0] in (
+            QuarantineReason.FILE_WITHOUT_RECORD,
+            QuarantineReason.DUPLICATE_KEY_CONFLICT,
+            QuarantineReason.AMBIGUOUS_FILE,
+        ):
+            book.drop(image, *session.refusal, *session.where)
+        if item.problem is not None:
+            book.drop(image, QuarantineReason.IMAGE_UNREADABLE, item.problem)
+        if item.archive is not None and (item.locator, item.inner) in unpacked:
+            book.drop(image, QuarantineReason.DUPLICATE_KEY_IDENTICAL, "the archive's content also lies unpacked")
+        if item.name.lower().split(".nii")[0].endswith("_eq_1"):
+            book.drop(
+                image, QuarantineReason.KNOWN_BAD_CONVERSION, "the converter marked unequal slice distances (_Eq_1)"
+            )
+        sidecar = self._headers_of(item, session)
+        described = str(sidecar.get("SeriesDescription") or sidecar.get("ProtocolName") or item.name)
+        image.series_description = described
+        if not self._may_be_t1(item, described, sidecar):
+            book.drop(image, QuarantineReason.NOT_T1, "the series is no T1-weighted volume")
+        if session.refusal is not None:
+            book.drop(image, *session.refusal, *session.where)
+        if image.dropped:
+            return image
+        visit = session.visit
+        assert visit is not None
+        image.scan_date = session.date
+        book.attach(image, visit, session.method, session.delta)
+        visit.notes["matched"] = True
+        person = self.clinical.people[session.subject]
+        book.set_person(image, "sex", next(iter(person.sexes.values())))
+        for column in ("educ_years", "handedness", "apoe_genotype", "apoe4_count"):
+            book.set_person(image, column, person.at(column, visit.code))
+        age, precision, rule, source = session.age
+        book.set_age(image, age, precision, rule, source.file if source else None, source.row if source else None)
+        for reason, detail, file, row in session.remarks:
+            book.remark(image, reason, detail, source_file=file, source_row=row)
+        image.values.update(session.values)
+        image.provenance.update(session.provenance)
+        strength = parse_float(str(sidecar.get("MagneticFieldStrength", "")))
+        if strength:
+            image.values["field_strength_t"] = tesla(strength)
+        if sidecar.get("Manufacturer"):
+            image.values["manufacturer"] = str(sidecar["Manufacturer"])
+        if sidecar.get("ManufacturersModelName"):
+            image.values["scanner_model"] = str(sidecar["ManufacturersModelName"])
+        image.values["release"] = self.release
+        image.rank = pick_rank(described, sidecar)
+        return image
+
+    def _may_be_t1(self, item: SessionFile, described: str, sidecar: Mapping[str, Any]) -> bool:
+        if self.book.form == "table1_emulation":
+            return True  # the published table asked nothing
+        if item.scan is not None and not names_t1(item.scan.series):
+            return False
+        if not sidecar and not self.book.images_read:
+            return names_t1(described)  # only the name can tell what an unread image without a sidecar is
+        return is_t1(described, sidecar) is not False
+
+    def _headers_of(self, item: SessionFile, session: _Session) -> dict[str, Any]:
+        """What is known about the series: its sidecar or DICOM headers, and the SCAN table for SCAN images."""
+        values = dict(item.sidecar or {})
+        if item.scan is None:
+            return values
+        stated = {"SeriesDescription": item.scan.series}
+        if session.row is not None:
+            row = session.row
+            for name, column in (
+                ("SeriesDescription", "SERIESDESCRIPTION"),
+                ("MRAcquisitionType", "ACQUISITIONTYPE"),
+                ("SliceThickness", "SLICETHICKNESS"),
+                ("AcquisitionTime", "SERIESTIME"),
+                ("MagneticFieldStrength", "MAGNETICFIELDSTRENGTH"),
+                ("Manufacturer", "SCANNERMANUFACTURER"),
+                ("ManufacturersModelName", "SCANNERMODEL"),
+            ):
+                if not is_blank(row.get(column)):
+                    stated[name] = row.get(column)
+        return {**stated, **values}
+
+    def read_images(self) -> None:
+        """Find, place and check all image files."""
+        book = self.book
+        locators = Locators(self.rows)
+        files = find_session_files(self.root, book.files, locators)
+        if not self.has_mri_table and any(item.scan is None for item in files):
+            raise self.missing_mri_table
+        on_disk = {item.locator for item in files}
+        for locator, rows in self.rows.items():
+            if locator not in on_disk and parse_float(rows[0].get("NACCMRSA")) != 0:
+                self._without_file(locator, "the MRI table names a session that is not on disk", rows[0])
+        keys = keys_of(files)
+        unpacked = {(item.locator, item.inner) for item in files if item.archive is None}
+        self.add([item for item in files if not item.dicom], keys, unpacked)
+        book.inspect()
+        self._read_dicom(files, unpacked)
+        self._number_scan_sessions()
+        for image in book.images:
+            if image.dropped:
+                continue
+            later, thickness, time, number = image.rank
+            if thickness == UNKNOWN_THICKNESS_MM and image.facts is not None:  # nothing states the slice thickness: the voxels do
+                thickness = round(max(image.facts.zooms), 3)
+            image.rank = (later, thickness, time, number)
+            image.order = (image.scan_date or datetime.date.max, *image.rank)
+
+    def _read_dicom(self, files: Sequence[SessionFile], unpacked: set[tuple[str, str]]) -> None:
+        """Sessions whose NIfTI form gave no image are read from their DICOM form; the two are never both read."""
+        book = self.book
+        accepted: dict[str, FoundImage] = {}
+        spoilt: set[str] = set()
+        for image in book.images:
+            locator = image.key.split("/", 1)[0]
+            if not image.dropped:
+                accepted.setdefault(locator, image)
+            elif image.refusal is not None and image.refusal[0] not in _REASONS_OF_THE_FILE:
+                spoilt.add(locator)
+        todo = []
+        for item in files:
+            if not item.dicom:
+                continue
+            if item.locator in accepted:
+                accepted[item.locator].provenance["other_form"] = {
+                    "file": item.archive or item.file.source_path,
+                    "row": None,
+                    "rule": "the same session as DICOM, not read",
+                }
+            elif item.locator not in spoilt:
+                todo.append(item)
+        series = split_series(self.root, todo, book.workers)
+        self.add(series, keys_of(series), unpacked)
+        book.inspect()
+
+    def _number_scan_sessions(self) -> None:
+        """SCAN sessions of a person become SCAN01, SCAN02 ... in the order of their dates."""
+        dates: dict[str, set[datetime.date]] = {}
+        for session in self.sessions.values():
+            if session.code.startswith("SCAN") and session.date is not None:
+                dates.setdefault(session.subject, set()).add(session.date)
+        numbers = {
+            (subject, f"SCAN{date:%Y%m%d}"): f"SCAN{number:02d}"
+            for subject, days in dates.items()
+            for number, date in enumerate(sorted(days), start=1)
+        }
+        for image in self.book.images:
+            image.session = numbers.get((image.subject, image.session), image.session)
+
+    def warn_of_implausible_labels(self) -> None:
+        """Remark on visits with an image whose diagnosis and CDR hardly go together; the diagnosis is kept."""
+        for visit in self.book.visits.values():
+            rating, label = visit.values.get("cdr_global"), visit.values.get("dx_native")
+            implausible = rating is not None and ((label == "NC" and rating >= 1) or (label == "DEM" and rating == 0))
+            if implausible and visit.notes.get("matched"):
+                self.book.visit_note(
+                    QuarantineReason.DIAGNOSIS_CONFLICT,
+                    visit.subject,
+                    visit.code,
+                    Severity.WARN,
+                    "the diagnosis is implausible beside the CDR; it is kept",
+                    file=self.clinical.table.relative,
+                    line=visit.provenance.get("dx_native", {}).get("row"),
+                )
+
+
+def _any_date(cell: str) -> datetime.date | None:
+    """A date as tables, JSON files and DICOM headers write it."""
+    if match := re.fullmatch(r"(\d{4})(\d{2})(\d{2})", cell.strip()):
+        cell = f"{match[1]}-{match[2]}-{match[3]}"
+    date, problem = parse_date(cell)
+    if problem is QuarantineReason.DATE_IN_FUTURE:
+        return datetime.date.max
+    return date
+
+
+def ingest(root: Path, params: Params, workers: int) -> IngestResult:
+    """Read a NACC data freeze with its MRI sessions.
+
+    Tables without images give visits only: sessions that the MRI table names are remarked on.
+
+    Raises
+    ------
+    MissingTable
+        When there is no UDS table, or there are images of sessions and no MRI table.
+    InputError
+        When two different tables could equally be meant, or there is neither an image nor a usable row.
+    """
+    reader = _Reader(root, params, workers)
+    book = reader.book
+    reader.read_images()
+    if not book.images and not book.visits:
+        raise no_images(root, "NACC", "session archives such as mri1234ni.zip or their folders, and UDS rows")
     book.drop_repeated_keys()
     book.drop_equal_voxels()
+    reader.warn_of_implausible_labels()
     book.select()
     return book.finish()
