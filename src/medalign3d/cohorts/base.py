@@ -872,9 +872,10 @@ class Ingest:
         visit = image.visit
         # The age at the visit is not the age at the scan, which may be unknown.
         clinical = {} if visit is None else {k: v for k, v in visit.values.items() if k not in AGE_COLUMNS}
+        sources = {} if visit is None else {k: v for k, v in visit.provenance.items() if k not in AGE_COLUMNS}
         provenance = {
             "rules_version": RULES_VERSION,
-            "values": {**({} if visit is None else visit.provenance), **image.provenance},
+            "values": {**sources, **image.provenance},
         }
         record: dict[str, Any] = {
             "image_id": image_id_of(self.dataset, image.key),

@@ -956,7 +956,9 @@ class _Reader:
             if image.dropped:
                 continue
             later, thickness, time, number = image.rank
-            if thickness == UNKNOWN_THICKNESS_MM and image.facts is not None:  # nothing states the slice thickness: the voxels do
+            if (
+                thickness == UNKNOWN_THICKNESS_MM and image.facts is not None
+            ):  # nothing states the slice thickness: the voxels do
                 thickness = round(max(image.facts.zooms), 3)
             image.rank = (later, thickness, time, number)
             image.order = (image.scan_date or datetime.date.max, *image.rank)

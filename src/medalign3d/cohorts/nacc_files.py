@@ -14,12 +14,13 @@ import multiprocessing
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile
 from medalign3d.cohorts.values import parse_float
@@ -38,8 +39,10 @@ _SESSION_NAME = re.compile(r"(?:mri\d+(?:ni)?|NACC\d{6}_.+)", re.IGNORECASE)
 _ARCHIVE_TIME = re.compile(r"(\d{4})-(\d{2})-(\d{2})_\d{2}_\d{2}_\d{2}(?:\.\d+)?")
 _DICOM_TAGS = (
     "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "MRAcquisitionType", "SliceThickness",
-    "AcquisitionTime", "AcquisitionDate", "StudyDate", "ImageType", "Modality",
+    "AcquisitionTime", "AcquisitionDate", "StudyDate", "ImageType", "Modality", "MagneticFieldStrength", "Manufacturer",
+    "ManufacturerModelName",
 )  # fmt: skip
+FILES_LOOKED_AT = 5  # of a folder whose names do not tell whether they are DICOM slices
 
 _T1 = re.compile(r"MP.?RAGE|MPR|SPGR|BRAVO|T1|TFE|TFL")
 _NOT_T1 = re.compile(
@@ -180,11 +183,27 @@ def _is_nifti(name: str) -> bool:
 def _may_be_dicom(name: str) -> bool:
     """Whether a name is that of a DICOM slice, or says nothing (slices are often named by their UID)."""
     lower = name.lower()
+    if PurePosixPath(lower).name == "dicomdir":
+        return False
     return lower.endswith(DICOM_SUFFIXES) or not _OTHER_FILES.fullmatch(PurePosixPath(lower).suffix)
 
 
-def _is_dicom_start(start: bytes) -> bool:
-    return start[128:132] == b"DICM"
+def _is_dicom(content: bytes) -> bool:
+    return content[128:132] == b"DICM"
+
+
+def _holds_dicom(names: list[str], open_file: Callable[[str], IO[bytes]]) -> bool:
+    """Whether files of one folder are DICOM slices: by their suffix, or by how the first ones begin."""
+    if any(name.lower().endswith(DICOM_SUFFIXES) for name in names):
+        return True
+    for name in sorted(names)[:FILES_LOOKED_AT]:
+        try:
+            with open_file(name) as stream:
+                if _is_dicom(stream.read(132)):
+                    return True
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
+            continue
+    return False
 
 
 def _hidden(name: str) -> bool:
@@ -252,11 +271,8 @@ class _Finder:
                         folders.setdefault(str(PurePosixPath(member).parent), []).append(member)
                 series = 0
                 for folder, slices in sorted(folders.items()):
-                    first = min(slices)
-                    if not first.lower().endswith(DICOM_SUFFIXES):
-                        with archive.open(first) as stream:
-                            if not _is_dicom_start(stream.read(132)):
-                                continue
+                    if not _holds_dicom(slices, archive.open):
+                        continue
                     series += 1
                     inside = "" if folder == "." else folder
                     add(
@@ -320,14 +336,8 @@ def find_session_files(root: Path, files: Iterable[str], locators: Locators) -> 
         elif _may_be_dicom(path):
             folders.setdefault(str(PurePosixPath(path).parent), []).append(path)
     for folder, slices in sorted(folders.items()):
-        first = slices[0]
-        if not first.lower().endswith(DICOM_SUFFIXES):
-            try:
-                with (root / first).open("rb") as stream:
-                    if not _is_dicom_start(stream.read(132)):
-                        continue
-            except OSError:
-                continue
+        if not _holds_dicom(slices, lambda name: (root / name).open("rb")):
+            continue
         finder.add_dicom_folder("" if folder == "." else folder, slices)
     return finder.found
 
@@ -435,6 +445,7 @@ def _series_in(root: str, file: ImageFile) -> list[tuple[dict[str, Any], tuple[s
         if ZIP_SEPARATOR in file.source_path:
             archive = zipfile.ZipFile(Path(root) / file.source_path.split(ZIP_SEPARATOR, 1)[0])
         for name in file.files:
+            content = b""
             try:
                 content = archive.read(name) if archive is not None else (Path(root) / name).read_bytes()
                 with warnings.catch_warnings():
@@ -444,9 +455,13 @@ def _series_in(root: str, file: ImageFile) -> list[tuple[dict[str, Any], tuple[s
                     )
                     values = {tag: header.get(tag) for tag in _DICOM_TAGS if header.get(tag) not in (None, "")}
             except Exception:  # a damaged slice stays with the folder's first series, whose inspection names the damage
+                if content and not _is_dicom(content) and not name.lower().endswith(DICOM_SUFFIXES):
+                    continue  # a text that lies among the slices
                 values = {}
             plain = {k: [str(x) for x in v] if k == "ImageType" and not isinstance(v, str) else str(v)
                      for k, v in values.items()}  # fmt: skip
+            if "ManufacturerModelName" in plain:  # named as the converters' sidecars name it
+                plain["ManufacturersModelName"] = plain.pop("ManufacturerModelName")
             uid = str(plain.get("SeriesInstanceUID", "")) or next(iter(series), "")
             series.setdefault(uid, (plain, []))[1].append(name)
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
