@@ -388,7 +388,7 @@ class _Clinical:
         date, illegal = _date_of(row.get("VISITYR"), row.get("VISITMO"), row.get("VISITDAY"))
         column = "VISITDAY"
         if date is None and not illegal and row.get("VISITDATE"):
-            date, problem = parse_date(row.get("VISITDATE"))
+            date, problem = row.date("VISITDATE")
             column, illegal = "VISITDATE", problem is not None
         if date is not None and date > datetime.date.today():
             self.book.field_issue(QuarantineReason.DATE_IN_FUTURE, *key, column, row)
@@ -632,8 +632,11 @@ class _Reader:
                 QuarantineReason.DUPLICATE_KEY_CONFLICT, "several differing rows of the MRI table have this session"
             )
         if len(rows) > 1:
-            differing = sorted(name for name in row.cells if len({other.cells.get(name, "") for other in rows}) > 1)
-            session.row = Row(row.table, row.line, {**row.cells, **dict.fromkeys(differing, "")}, row.columns)
+            columns = [str(column) for column in row.table.frame.columns]
+            places = [n for n in range(len(columns)) if len({other.cells[n] for other in rows}) > 1]
+            cells = tuple("" if n in places else cell for n, cell in enumerate(row.cells))
+            session.row = Row(row.table, row.line, cells)
+            differing = [columns[n] for n in places]
             reason = QuarantineReason.DUPLICATE_KEY_CONFLICT if differing else QuarantineReason.DUPLICATE_KEY_IDENTICAL
             detail = f"{len(rows)} rows of the session differ in {', '.join(differing)}; emptied" if differing else (
                 f"{len(rows)} equal rows of the session; one was kept")  # fmt: skip
@@ -697,7 +700,8 @@ class _Reader:
             return session.refuse(
                 QuarantineReason.AMBIGUOUS_FILE, "the SCAN table gives the image to another participant"
             )
-        dates = {date for row in rows if (date := _any_date(row.get("STUDYDATE"))) is not None}
+        stated_dates = [row.date("STUDYDATE")[0] or _any_date(row.get("STUDYDATE")) for row in rows]
+        dates = {date for date in stated_dates if date is not None}
         if len(dates) > 1:
             return session.refuse(QuarantineReason.DUPLICATE_KEY_CONFLICT, "rows of the SCAN table differ on the date")
         session.date = next(iter(dates)) if dates else scan.date

@@ -13,15 +13,14 @@ import json
 import multiprocessing
 import re
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
+from medalign3d.cohorts.archives import Archive, ArchiveError
 from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile
 from medalign3d.cohorts.values import parse_float
 
@@ -42,6 +41,7 @@ _DICOM_TAGS = (
     "AcquisitionTime", "AcquisitionDate", "StudyDate", "ImageType", "Modality", "MagneticFieldStrength", "Manufacturer",
     "ManufacturerModelName",
 )  # fmt: skip
+MAXIMUM_SIDECAR_BYTES = 16 << 20
 FILES_LOOKED_AT = 5  # of a folder whose names do not tell whether they are DICOM slices
 
 _T1 = re.compile(r"MP.?RAGE|MPR|SPGR|BRAVO|T1|TFE|TFL")
@@ -192,18 +192,29 @@ def _is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM"
 
 
-def _holds_dicom(names: list[str], open_file: Callable[[str], IO[bytes]]) -> bool:
+def _holds_dicom(names: list[str], start_of: Callable[[str], bytes]) -> bool:
     """Whether files of one folder are DICOM slices: by their suffix, or by how the first ones begin."""
     if any(name.lower().endswith(DICOM_SUFFIXES) for name in names):
         return True
     for name in sorted(names)[:FILES_LOOKED_AT]:
         try:
-            with open_file(name) as stream:
-                if _is_dicom(stream.read(132)):
-                    return True
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
+            if _is_dicom(start_of(name)):
+                return True
+        except (OSError, ArchiveError):
             continue
     return False
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(132)
+
+
+def _read_if_sound(archive: Archive, name: str) -> bytes:
+    try:
+        return archive.read(name, MAXIMUM_SIDECAR_BYTES)
+    except ArchiveError:
+        return b""
 
 
 def _hidden(name: str) -> bool:
@@ -257,21 +268,24 @@ class _Finder:
             add(name, ImageFile(path, "nifti", (path,)), problem=problem)
 
         try:
-            with zipfile.ZipFile(self.root / path) as archive:
-                members = [i.filename for i in archive.infolist() if not i.is_dir() and not _hidden(i.filename)]
+            with Archive(self.root / path) as archive:
+                members = [member.name for member in archive.members if not _hidden(member.name)]
                 present = set(members)
-                niftis = sorted(filter(_is_nifti, members))
+                niftis = [name for name in members if _is_nifti(name)]
                 for member in niftis:
                     sidecar = _sidecar_name(member)
-                    content = _load_json(archive.read(sidecar)) if sidecar in present else None
+                    content = _load_json(_read_if_sound(archive, sidecar)) if sidecar in present else None
                     add(member, ImageFile(f"{path}{ZIP_SEPARATOR}{member}", "nifti", (member,)), sidecar=content)
+                refused = [member for member in archive.refused if _is_nifti(member.name)]
+                for one in refused:
+                    add(PurePosixPath(one.name).name, ImageFile(path, "nifti", (path,)), problem=one.why)
                 folders: dict[str, list[str]] = {}
                 for member in members:
                     if not _is_nifti(member) and _may_be_dicom(member):
                         folders.setdefault(str(PurePosixPath(member).parent), []).append(member)
                 series = 0
                 for folder, slices in sorted(folders.items()):
-                    if not _holds_dicom(slices, archive.open):
+                    if not _holds_dicom(slices, lambda name: next(archive.chunks(name), b"")):
                         continue
                     series += 1
                     inside = "" if folder == "." else folder
@@ -279,10 +293,10 @@ class _Finder:
                         inside or "dicom",
                         ImageFile(f"{path}{ZIP_SEPARATOR}{inside}", "dicom", tuple(sorted(slices))),
                     )
-                if is_session and not niftis and not series:
+                if is_session and not niftis and not refused and not series:
                     unusable("the archive holds no image")
-        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, zipfile.LargeZipFile, ValueError) as e:
-            unusable(f"the archive cannot be opened: {type(e).__name__}")
+        except ArchiveError as error:
+            unusable(error.what if error.found is None else f"{error.what}: {error.found}")
 
     def add_nifti(self, path: str, all_files: set[str]) -> None:
         sidecar = None
@@ -336,7 +350,7 @@ def find_session_files(root: Path, files: Iterable[str], locators: Locators) -> 
         elif _may_be_dicom(path):
             folders.setdefault(str(PurePosixPath(path).parent), []).append(path)
     for folder, slices in sorted(folders.items()):
-        if not _holds_dicom(slices, lambda name: (root / name).open("rb")):
+        if not _holds_dicom(slices, lambda name: _start_of(root / name)):
             continue
         finder.add_dicom_folder("" if folder == "." else folder, slices)
     return finder.found
@@ -443,7 +457,7 @@ def _series_in(root: str, file: ImageFile) -> list[tuple[dict[str, Any], tuple[s
     archive = None
     try:
         if ZIP_SEPARATOR in file.source_path:
-            archive = zipfile.ZipFile(Path(root) / file.source_path.split(ZIP_SEPARATOR, 1)[0])
+            archive = Archive(Path(root) / file.source_path.split(ZIP_SEPARATOR, 1)[0])
         for name in file.files:
             content = b""
             try:
@@ -464,11 +478,11 @@ def _series_in(root: str, file: ImageFile) -> list[tuple[dict[str, Any], tuple[s
                 plain["ManufacturersModelName"] = plain.pop("ManufacturerModelName")
             uid = str(plain.get("SeriesInstanceUID", "")) or next(iter(series), "")
             series.setdefault(uid, (plain, []))[1].append(name)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+    except ArchiveError:
         return [({}, file.files)]
     finally:
         if archive is not None:
-            archive.close()
+            archive.__exit__(None, None, None)
     return [(values, tuple(names)) for values, names in series.values()]
 
 
