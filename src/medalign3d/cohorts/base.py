@@ -433,6 +433,7 @@ class Ingest:
         self._quarantine: list[dict[str, Any]] = []
         self._field_issues: list[dict[str, Any]] = []
         self._sources: list[dict[str, Any]] = []
+        self._noted_visits: set[tuple[str, str]] = set()
         self.window_days = params.ingest.match_window_days.get(dataset, 183)  # type: ignore[call-overload]
         if self.form == "table1_emulation" and dataset in CALENDAR_COHORTS:
             self.window_days = CALENDAR_WINDOW_DAYS  # the published pairing looks at calendar months and years
@@ -518,6 +519,7 @@ class Ingest:
         line: int | None = None,
     ) -> None:
         """Add a visit-level row to the quarantine."""
+        self._noted_visits.add((subject, code))
         self.note(
             reason,
             Level.VISIT,
@@ -541,7 +543,12 @@ class Ingest:
             row.line,
         )
 
+    def noted(self, subject: str, code: str) -> bool:
+        """Whether a value of this visit was refused or remarked on."""
+        return (subject, code) in self._noted_visits
+
     def _issue(self, reason: QuarantineReason, subject: str, code: str, column: str, file: str, line: int) -> None:
+        self._noted_visits.add((subject, code))
         self._field_issues.append(
             {
                 "dataset": self.dataset,
