@@ -20,6 +20,8 @@ from medalign3d.errors import ParameterError
 
 CohortName = Literal["ADNI", "NACC", "OASIS", "AIBL", "MIRIAD", "IXI"]
 COHORT_NAMES: tuple[str, ...] = get_args(CohortName)
+ZERO_SHOT_COHORTS: tuple[str, ...] = ("AIBL", "MIRIAD")
+"""Never trained on, tuned on or validated on: they are only tested."""
 TextAblation = Literal["full", "no_cdr", "demographics_only"]
 Setting = Literal["text_only", "frozen", "lora"]
 QuestionName = Literal["diagnosis_nc_mci_ad", "diagnosis_dem_nondem", "diagnosis_nc_ad", "sex", "age_group"]
@@ -66,6 +68,7 @@ class Ingest(Section):
     nacc_crosswalk: bool = False
     exclude_nacc_adc: list[PositiveInt] = []
     miriad_carry_mmse: bool = False
+    oasis_unit: Literal["session", "run"] = "session"
     workers: PositiveInt
 
 
@@ -76,6 +79,7 @@ class Harmonize(Section):
     include_apoe: bool
     include_labs: bool
     missing: Literal["omit", "state"]
+    oldest_age: PositiveInt | None = None
 
 
 class Registration(Section):
@@ -361,6 +365,10 @@ class Params(Section):
         for name, benchmark in self.split.benchmarks.items():
             if benchmark.cohort not in self.cohorts:
                 problems.append(f"split.benchmarks.{name}.cohort: {benchmark.cohort} is not in `cohorts`")
+            if benchmark.cohort in ZERO_SHOT_COHORTS and not benchmark.zero_shot:
+                problems.append(
+                    f"split.benchmarks.{name}.zero_shot: {benchmark.cohort} is only ever tested; set it to true"
+                )
             if not benchmark.zero_shot and self.split.mode == "held_out" and benchmark.per_class is None:
                 problems.append(f"split.benchmarks.{name}.per_class: needed for a held-out benchmark")
         if self.evaluate.headline_text not in self.evaluate.text_ablations:

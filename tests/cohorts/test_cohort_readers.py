@@ -113,6 +113,8 @@ def test_oasis2_pairs_years_of_education_and_group(tmp_path: Path) -> None:
     key = json.dumps({"native_subject_id": "OAS2_0001", "visit_code": "MR2", "column": "MMSE"}, sort_keys=True)
     assert reasons(result) == {("VALUE_OUT_OF_RANGE", "null_field", key): 1}
     assert result.field_issues["column"].tolist() == ["MMSE"]
+    # Every repeat counts where asked for.
+    assert run("OASIS", tmp_path, oasis_unit="run").images["selected"].all()
 
 
 def test_oasis3_two_people_on_the_same_day_keep_their_own_scores(tmp_path: Path) -> None:

@@ -58,11 +58,13 @@ def image(dataset: str, subject: str, number: int = 1, **values: Any) -> dict[st
         "variant": "raw",
         "source_path": f"{key}.nii",
         "source_format": "nifti",
+        "source_sha256": f"of {digest}",
         "data_sha256": digest,
         "shape": [182, 218, 182],
         "zooms": [1.0, 1.0, 1.0],
         "orientation": "RAS",
         "affine_source": "header",
+        "match_method": "exact_label",
         "sex": "F",
         "age_years": 70.0,
     }

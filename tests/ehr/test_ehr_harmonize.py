@@ -394,3 +394,30 @@ def test_files_never_hold_a_missing_cell_where_the_schema_forbids_it(tmp_path):
     with pytest.raises(InputError, match="column release"):
         write_harmonized(result, tmp_path)
     assert not (tmp_path / "images.parquet").exists()
+
+
+def test_two_images_with_one_session_key_are_both_quarantined():
+    result = run([adni("A1"), adni("A1", 2, session_id="ses-01"), adni("A2")], [nacc("N1")])
+    assert result.quarantine["reason"].tolist() == ["DUPLICATE_KEY_CONFLICT"] * 2
+    assert result.images["native_image_key"].tolist() == ["A2/1", "N1/1"]
+    broken = pd.concat([result.images, result.images.assign(image_id=["x", "y"])], ignore_index=True)
+    with pytest.raises(InputError, match="participant, session, run and variant are unique"):
+        validate_images(broken)
+
+
+def test_a_value_and_its_source_stand_together():
+    rows = [
+        adni("A1", mmse=29, cdr_global=0.5, lm_delayed=4),
+        adni("A2", mmse=None, mmse_source="measured", lm_immediate=7, lm_source="carried", lm_age_days=20),
+        # Out of range: emptied, and the source with it.
+        adni("A3", mmse=99, mmse_source="measured"),
+    ]
+    table = run(rows, [nacc("N1")]).images.set_index("native_subject_id")
+    sources = table[["mmse_source", "cdr_global_source", "lm_source"]].fillna("")
+    assert sources.loc[["A1", "A2", "A3"]].values.tolist() == [
+        ["measured", "measured", "measured"], ["", "", "carried"], ["", "", ""],
+    ]  # fmt: skip
+    broken = table.reset_index()
+    broken.loc[broken["native_subject_id"] == "A1", "mmse_source"] = None
+    with pytest.raises(InputError, match="a value and its source stand together"):
+        validate_images(broken)

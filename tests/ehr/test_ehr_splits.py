@@ -24,7 +24,7 @@ from medalign3d.ehr.splits import (
     write_splits,
 )
 from medalign3d.errors import InputError, MedAlignError, ParameterError
-from medalign3d.files import read_json, sha256_file
+from medalign3d.files import read_json, read_parquet, sha256_file
 
 DX3 = ["NC", "MCI", "AD_DEM", None]
 DX2 = {"NC": "NonDEM", "MCI": "NonDEM", "AD_DEM": "DEM", None: None}
@@ -205,6 +205,95 @@ def test_leaks_are_errors():
         check_disjoint(assignment, people(60))
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.data())
+def test_a_duplicate_image_across_splits_is_found(seed, data):
+    """The same voxels under two people: whatever two splits they fall in, the leak is an error."""
+    images = pd.concat([people(60, seed=seed), people(60, "NACC", seed), people(20, "AIBL", seed)], ignore_index=True)
+    clean = split(images, HELD_OUT).set_index("image_id")["split"]
+    parts = clean[images["image_id"]].to_numpy()
+    first = data.draw(st.integers(0, len(images) - 1))
+    others = [n for n, part in enumerate(parts) if part != parts[first]]
+    second = data.draw(st.sampled_from(others))
+    images.loc[second, "data_sha256"] = images.loc[first, "data_sha256"]
+    names = " and ".join(sorted({parts[first], parts[second]}))
+    with pytest.raises(MedAlignError, match=f"(?s)images with the same voxels are in two splits.*{names}"):
+        split(images, HELD_OUT)
+    # Once the two people are known to be one, they are in one split.
+    linked = images["person_id"].isin(images.loc[[first, second], "person_id"])
+    images.loc[linked, "person_id"] = min(images.loc[linked, "person_id"])
+    roles = split(images, HELD_OUT).set_index("image_id").loc[images.loc[linked, "image_id"], "split"]
+    assert roles.nunique() == 1 or set(roles) == {"zeroshot", "excluded"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.data())
+def test_a_link_found_later_moves_nobody_outside_the_group(seed, data):
+    images = people(60, seed=seed)
+    before = split(images, HELD_OUT).set_index("image_id")["split"]
+    one, two = sorted(data.draw(st.lists(st.sampled_from(sorted(set(images["person_id"]))), min_size=2, max_size=2,
+                                         unique=True)))  # fmt: skip
+    images["person_id"] = images["person_id"].replace({two: one})
+    after = split(images, HELD_OUT).set_index("image_id")["split"]
+    moved = before.index[before != after]
+    assert set(images.set_index("image_id").loc[moved, "person_id"]) <= {one}
+    assert after[images.loc[images["person_id"] == one, "image_id"]].nunique() == 1
+
+
+def test_variants_go_with_their_person():
+    images = people(80)
+    derived = images.assign(
+        image_id=images["image_id"] + "-derived", variant_of=images["image_id"],
+        data_sha256=images["data_sha256"] + "-derived",
+    )  # fmt: skip
+    assignment = split(pd.concat([images, derived], ignore_index=True), HELD_OUT).set_index("image_id")
+    both = assignment.loc[images["image_id"], "split"].to_numpy() == assignment.loc[derived["image_id"], "split"]
+    assert both.all()
+    # A derived file is the same picture again: no benchmark counts it.
+    assert (assignment.loc[derived["image_id"], "benchmark"] == "").all()
+
+
+@pytest.mark.parametrize("cohort", ["AIBL", "MIRIAD"])
+@pytest.mark.parametrize("mode", ["held_out", "cross_validation"])
+def test_zero_shot_cohorts_are_only_ever_tested(cohort, mode):
+    # Even where no benchmark asks for them.
+    params = make_params(cohorts=["ADNI", cohort], split={"mode": mode})
+    only = {"ADNI-3x": params.split.benchmarks["ADNI-3x"]}
+    params = params.model_copy(update={"split": params.split.model_copy(update={"benchmarks": only})})
+    images = pd.concat([people(60), people(20, cohort)], ignore_index=True)
+    assignment = split(images, params)
+    rows = assignment[assignment["dataset"] == cohort]
+    assert set(rows["split"]) == {"zeroshot"}
+    assert set(rows["benchmark"]) == {""}
+    parts = split_for_run(assignment, mode, 0)
+    assert set(parts[rows["image_id"]]) == {"zeroshot"}
+    with pytest.raises(ParameterError, match="only ever tested"):
+        make_params(cohorts=["ADNI", cohort], split={"benchmarks": {
+            "ADNI-3x": {"cohort": "ADNI", "question": "diagnosis_nc_mci_ad", "per_class": 4},
+            "tested": {"cohort": cohort, "question": "diagnosis_nc_ad", "per_class": 4},
+        }})  # fmt: skip
+
+
+def test_benchmarks_are_spread_over_sex_age_and_field_strength():
+    params = make_params(cohorts=["ADNI"])
+    benchmark = params.split.benchmarks["ADNI-3x"].model_copy(update={"per_class": 60, "test_fraction": None})
+    section = params.split.model_copy(update={"benchmarks": {"ADNI-3x": benchmark}, "test_fraction": 0.9})
+    images = people(1200, seed=3)
+    assignment = split(images, params.model_copy(update={"split": section})).set_index("image_id")
+    facts = images.set_index("image_id").join(assignment[["split", "benchmark", "class"]])
+    held_out = facts[(facts["split"] == "test") & facts["dx3"].notna()]
+    for code in ("NC", "MCI", "AD_DEM"):
+        chosen = facts[(facts["benchmark"] != "") & (facts["class"] == code)]
+        everybody = held_out[held_out["dx3"] == code]
+        assert len(chosen) == 60
+        for column, value in (("sex", "F"), ("field_strength_t", 1.5)):
+            share, expected = (chosen[column] == value).mean(), (everybody[column] == value).mean()
+            assert abs(share - expected) < 0.12
+        terciles = everybody["age_years"].quantile([1 / 3, 2 / 3])
+        for low, high in ((0, terciles.iloc[0]), (terciles.iloc[0], terciles.iloc[1]), (terciles.iloc[1], 200)):
+            assert 0.2 < chosen["age_years"].between(low, high).mean() < 0.47
+
+
 def test_wrong_requests_are_explained():
     with pytest.raises(InputError, match="too few people"):
         split(people(3), FOLDS)
@@ -233,6 +322,12 @@ def test_files(tmp_path):
         assert entry["sha256"] == sha256_file(tmp_path / entry["file"])
     with pytest.raises(InputError, match="missing"):
         read_assignment(tmp_path / "none.csv")
+    table = read_parquet(tmp_path / "assignment.parquet")
+    assert table["image_id"].tolist() == assignment["image_id"].tolist()
+    assert [";".join(names) for names in table["benchmark"]] == assignment["benchmark"].tolist()
+    first = {path.name: sha256_file(path) for path in tmp_path.iterdir()}
+    write_splits(split(images.sample(frac=1, random_state=2), HELD_OUT), tmp_path, HELD_OUT)
+    assert {path.name: sha256_file(path) for path in tmp_path.iterdir()} == first
 
 
 @pytest.mark.skipif(not OASIS1_CSV.is_file(), reason="the real OASIS-1 table is not on this machine")

@@ -854,7 +854,12 @@ class Ingest:
             ranked = sorted(group, key=lambda i: (i.rank, i.order, i.key))
             for place, image in enumerate(ranked, start=1):
                 image.values.setdefault("selection_rank", min(place, 127))
-                image.selected = place == 1 or self.form == "table1_emulation"
+                image.selected = place == 1 or self.form == "table1_emulation" or self._is_unit(image)
+
+    def _is_unit(self, image: FoundImage) -> bool:
+        """Whether a repeat counts as an image of its own (``ingest.oasis_unit: run``, OASIS-2 only)."""
+        wanted = self.params.ingest.oasis_unit == "run" and image.variant == "raw"
+        return wanted and image.values.get("release") == "OASIS-2"
 
     # -- results
 

@@ -186,6 +186,13 @@ def _drop_unusable(images: pd.DataFrame, quarantine: Quarantine, require_age: bo
         "DUPLICATE_KEY_CONFLICT",
         "two images share one id",
     )
+    images = _drop(
+        images,
+        images.duplicated(list(schema.SESSION_KEY), keep=False),
+        quarantine,
+        "DUPLICATE_KEY_CONFLICT",
+        "two images of the participant share session, run and variant",
+    )
     sexes = images.groupby("participant_id")["sex"].transform("nunique")
     images = _drop(images, sexes > 1, quarantine, "SEX_CONFLICT", "the participant's records disagree on sex")
     if require_age:
@@ -209,6 +216,14 @@ def _empty_out_of_range(images: pd.DataFrame, quarantine: Quarantine) -> None:
                 str(row.dataset), "field", key, "VALUE_OUT_OF_RANGE", "outside the schema's range", "null_field"
             )
         images.loc[bad, column.name] = None
+
+
+def _complete_sources(images: pd.DataFrame) -> None:
+    """A value without a stated source was measured at its visit; a source without a value says nothing."""
+    for source, values in schema.SOURCED_VALUES.items():
+        known = images[list(values)].notna().any(axis=1)
+        images.loc[known & images[source].isna(), source] = "measured"
+        images.loc[~known, source] = None
 
 
 def _empty_contradictions(images: pd.DataFrame, quarantine: Quarantine) -> None:
@@ -349,6 +364,7 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     images = _combine(cohort_tables, order)
     images = _drop_unusable(images, quarantine, params.harmonize.require_age)
     _empty_out_of_range(images, quarantine)
+    _complete_sources(images)
     _empty_contradictions(images, quarantine)
     everybody = images[["participant_id", "dataset", "sex"]].copy()
     unfiltered = images

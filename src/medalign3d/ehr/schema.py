@@ -121,7 +121,9 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
         nullable=False,
         allowed=("dicom", "nifti", "analyze", "nifti_pair"),
     ),
-    Column("source_sha256", "string", "hash of the sorted hashes of the source files"),
+    Column(
+        "source_sha256", "string", "hash of the sorted hashes of the source files", nullable=False, needs_voxels=True
+    ),
     Column("data_sha256", "string", "hash of the voxel array", nullable=False, needs_voxels=True),
     Column("norm_path", "string", "normalized volume", stage="normalize"),
     Column("norm_sha256", "string", "hash of the normalized volume", stage="normalize"),
@@ -153,6 +155,7 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
         "match_method",
         "dictionary",
         "how scan and visit were matched",
+        nullable=False,
         allowed=("exact_label", "date_nearest", "ida_visit", "file_name", "calendar"),
     ),
     Column("sex", "dictionary", "sex", nullable=False, allowed=("F", "M")),
@@ -221,7 +224,7 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
     Column("ehr_text", "string", "the full record as text, without any diagnosis"),
     Column("ehr_fields", "list<string>", "the fields that the text prints"),
     Column("ehr_template", "string", "template and version of the text"),
-    Column("provenance", "string", "JSON: source file, row and rule of each value"),
+    Column("provenance", "string", "JSON: source file, row and rule of each value and label", nullable=False),
 )
 
 HARMONIZED_COLUMNS: tuple[Column, ...] = tuple(column for column in IMAGE_COLUMNS if column.stage == "harmonize")
@@ -246,6 +249,17 @@ VISIT_COLUMNS: tuple[Column, ...] = (
     ),
 )
 """Columns of ``visits.parquet``: every clinical visit, also those without an image."""
+
+SESSION_KEY: tuple[str, ...] = ("participant_id", "session_id", "run", "variant")
+"""What tells images of one participant apart."""
+
+SOURCED_VALUES: dict[str, tuple[str, ...]] = {
+    "mmse_source": ("mmse",),
+    "cdr_global_source": ("cdr_global",),
+    "cdr_sb_source": ("cdr_sb",),
+    "lm_source": ("lm_immediate", "lm_delayed"),
+}
+"""Column that says where values come from -> the values."""
 
 INGEST_REQUIRED: tuple[str, ...] = (
     "image_id", "participant_id", "native_subject_id", "session_id", "native_image_key", "source_path", "source_format",
@@ -347,6 +361,16 @@ def _agree(table: pd.DataFrame) -> pd.Series:
     return ~both | (expected == table["dx2"])
 
 
+def _sources_stand_with_values(table: pd.DataFrame) -> pd.Series:
+    """Per row: whether each ``*_source`` is there exactly where one of its values is."""
+    import pandas as pd
+
+    result = pd.Series(True, index=table.index)
+    for source, values in SOURCED_VALUES.items():
+        result &= table[source].notna() == table[list(values)].notna().any(axis=1)
+    return result
+
+
 def _constant(table: pd.DataFrame, column: str) -> pd.Series:
     # By participant: records of linked participants come from different custodians and are compared, not refused.
     return table.groupby("participant_id")[column].transform("nunique") <= 1
@@ -410,16 +434,13 @@ def validate_images(table: pd.DataFrame, *, images_read: bool = True) -> None:
         )
         for column in IMAGE_COLUMNS
     }
-    key = ["participant_id", "session_id", "run", "variant"]
     wide = [
         pa.Check(lambda t: ~t["image_id"].duplicated(keep=False), name="image_id is unique"),
         pa.Check(
-            # Derived files of one acquisition are told apart by what they derive from.
-            lambda t: (
-                ~t[t["selected"]].duplicated([*key, "native_image_key"], keep=False).reindex(t.index, fill_value=False)
-            ),
-            name="participant, session, run, variant and native key are unique",
+            lambda t: ~t.duplicated(list(SESSION_KEY), keep=False),
+            name="participant, session, run and variant are unique",
         ),
+        pa.Check(_sources_stand_with_values, name="a value and its source stand together"),
         pa.Check(
             lambda t: images_read | t[[c.name for c in HARMONIZED_COLUMNS if c.needs_voxels]].isna().all(axis=1),
             name="facts about voxels are missing where images were not read",

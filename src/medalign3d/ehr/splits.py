@@ -13,8 +13,12 @@ Cross-validation mode
     People with a label are dealt into folds, class by class in hash order, so that every fold has its share of each
     class. Folds are as even as can be, hence they do change when people join. People without a label are always trained
     on.
-Zero-shot benchmarks
-    Every image of the cohort has split ``zeroshot``; a person who is linked to one is not used in any other cohort.
+Zero-shot cohorts
+    Every image of AIBL, MIRIAD and of the cohort of a zero-shot benchmark has split ``zeroshot``, with or without a
+    benchmark; a person who is linked to one is not used in any other cohort.
+Linked persons
+    A group of linked participants is one person, called by its alphabetically first label. When a link is found later,
+    nobody outside the group moves.
 
 Images that are not selected or have no accepted volume have split ``excluded``.
 """
@@ -32,9 +36,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medalign3d.ehr.questions import class_of, get_question
+from medalign3d.ehr.schema import COLUMN_BY_NAME
+from medalign3d.ehr.storage import write_table
 from medalign3d.ehr.values import is_missing, number_or_none, records_of, text_or_none
 from medalign3d.errors import InputError, MedAlignError, ParameterError
 from medalign3d.files import sha256_file, write_csv, write_json
+from medalign3d.params import ZERO_SHOT_COHORTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +123,7 @@ def _read_images(
 
 def _check_parameters(params: Params) -> dict[str, str]:
     """Cohort to how it is used: ``zero_shot`` or ``tested``; contradictory benchmarks are errors."""
-    uses: dict[str, str] = {}
+    uses: dict[str, str] = dict.fromkeys(ZERO_SHOT_COHORTS, "zero_shot")
     for name, benchmark in params.split.benchmarks.items():
         use = "zero_shot" if benchmark.zero_shot else "tested"
         if uses.setdefault(benchmark.cohort, use) != use:
@@ -407,10 +414,17 @@ def check_disjoint(assignment: pd.DataFrame, images: pd.DataFrame) -> None:
         if int((parts > 1).sum()):
             raise MedAlignError(
                 f"{what} are in two splits",
+                where=", ".join(sorted(_mixtures(used, key, parts.index[parts > 1]))),
                 found=f"{int((parts > 1).sum())} shared",
                 expected="none",
                 remedy="harmonize the cohorts again, so that equal images are found and their persons linked",
             )
+
+
+def _mixtures(used: pd.DataFrame, key: str, shared: pd.Index) -> set[str]:
+    """The combinations of splits that share something, e.g. ``test and train``."""
+    rows = used[used[key].isin(shared)]
+    return {" and ".join(sorted(set(group))) for _, group in rows.groupby(key)["split"]}
 
 
 def split_for_run(assignment: pd.DataFrame, mode: str, run: int) -> pd.Series:
@@ -503,8 +517,18 @@ def benchmark_parameters(name: str, params: Params) -> Benchmark:
 
 
 def write_splits(assignment: pd.DataFrame, out_dir: str | Path, params: Params) -> None:
-    """Write ``assignment.csv``, one CSV per benchmark, and ``index.json`` with what they are and their SHA-256."""
+    """Write the assignment, one CSV per benchmark, and ``index.json`` with what they are and their SHA-256.
+
+    ``assignment.parquet`` holds ``split`` and ``benchmark`` (a list) as the data dictionary describes them;
+    ``assignment.csv`` the same with folds, classes and draws.
+    """
+    import pandas as pd
+
     folder = Path(out_dir)
+    columns = [COLUMN_BY_NAME[name] for name in ("image_id", "person_id", "dataset", "split", "benchmark")]
+    lists = [[name for name in str(cell).split(";") if name] for cell in assignment["benchmark"]]
+    listed = assignment.assign(benchmark=pd.Series(lists, index=assignment.index, dtype=object))
+    write_table(folder / "assignment.parquet", listed, columns, {"simulated": str(params.simulated).lower()})
     rows = assignment[list(ASSIGNMENT_COLUMNS)].assign(
         validation_draw=[f"{value:.6f}" for value in assignment["validation_draw"]]
     )

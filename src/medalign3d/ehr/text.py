@@ -236,7 +236,12 @@ _CLAUSES: dict[str, Callable[..., str | None]] = {
 def text_options(params: Params) -> dict[str, Any]:
     """The keyword arguments of :func:`render` that ``params.yaml`` decides."""
     section = params.harmonize
-    return {"include_apoe": section.include_apoe, "include_labs": section.include_labs, "missing": section.missing}
+    return {
+        "include_apoe": section.include_apoe,
+        "include_labs": section.include_labs,
+        "missing": section.missing,
+        "oldest_age": section.oldest_age,
+    }
 
 
 def clauses(

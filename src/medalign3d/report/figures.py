@@ -595,10 +595,9 @@ def _record_text(record: Mapping[str, Any], question: str, params: Params) -> st
     hidden = QUESTIONS[question].hidden_fields if question in QUESTIONS else ()
     options = record_text.text_options(params)
     # Ages from 90 on can identify a person.
-    oldest = None if params.simulated else 90
-    return record_text.render(
-        record, ablation=params.evaluate.headline_text, drop_fields=hidden, oldest_age=oldest, **options
-    )
+    if not params.simulated:
+        options["oldest_age"] = min(90, options["oldest_age"] or 90)
+    return record_text.render(record, ablation=params.evaluate.headline_text, drop_fields=hidden, **options)
 
 
 def _answer_text(row: Any, code: object) -> str:
