@@ -65,17 +65,19 @@ def all_quarantine(cohort_tables: Mapping[str, Any], order: list[str], harmonize
 def all_rows(
     cohort_tables: Mapping[str, Any], order: list[str], name: str, columns: tuple[str, ...], whole: tuple[str, ...]
 ) -> pd.DataFrame:
-    """A small table of every cohort in one, sorted by its columns; ``whole`` names columns of whole numbers."""
+    """A small table of every cohort in one, sorted by its columns.
+
+    ``columns`` come first; what else the cohorts' tables hold follows. ``whole`` names columns of whole numbers.
+    """
     import pandas as pd
 
-    parts = [
-        pd.DataFrame({column: table.get(column) for column in columns}, columns=list(columns)).astype(object)
-        for _, table in _parts(cohort_tables, order, name)
-    ]
+    parts = [table.astype(object) for _, table in _parts(cohort_tables, order, name)]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(columns))
-    for column in columns:
+    names = list(dict.fromkeys((*columns, *table.columns)))
+    table = table.reindex(columns=names)
+    for column in names:
         table[column] = table[column].astype("Int64" if column in whole else "str")
-    return table.sort_values(list(columns), kind="stable", ignore_index=True)
+    return table.sort_values(names, kind="stable", ignore_index=True)
 
 
 def count_images(
