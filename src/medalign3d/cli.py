@@ -1,7 +1,8 @@
-"""The command line: ``medalign3d ingest | normalize | predict | profile | doctor``.
+"""The command line: ``medalign3d ingest | normalize | predict | profile | doctor | explain | why-missing``.
 
 Exit codes: 0 done; 1 an error that the message explains, or a doctor that found something missing; 2 wrong usage;
-3 done, but some inputs were quarantined.
+3 done, but some inputs were quarantined. ``why-missing``: 0 all is in the result, 3 something was stopped with a
+reason, 1 something was never seen as an image.
 """
 
 from __future__ import annotations
@@ -188,6 +189,63 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return EXIT_DONE if examine(Path(arguments.params or "params.yaml")) else EXIT_ERROR
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    from medalign3d import lineage
+
+    results = lineage.open_results(arguments.data)
+    try:
+        answer = lineage.explain(results, arguments.image, _params(arguments.params))
+    except lineage.NotOneImage as error:
+        if arguments.json:
+            print(lineage.to_json({"error": error.what, "asked": arguments.image, "choices": error.choices}))
+            return EXIT_ERROR
+        print(error, file=sys.stderr)
+        if error.choices:
+            print("  near or fitting images:\n    " + "\n    ".join(error.choices), file=sys.stderr)
+        return EXIT_ERROR
+    print(lineage.to_json(answer) if arguments.json else lineage.render(answer))
+    return EXIT_DONE
+
+
+def _why_missing(arguments: argparse.Namespace) -> int:
+    from medalign3d import lineage, missing
+
+    results = lineage.open_results(arguments.data)
+    params = _params(arguments.params)
+    if not arguments.query:
+        rows = missing.summary(results, arguments.cohort)
+        print(lineage.to_json(rows) if arguments.json else missing.render_summary(rows))
+        return EXIT_DONE
+    disk = missing.Disk(results, params, {name: Path(place) for name, place in _named_folders(arguments.root).items()})
+    tracer = missing.Tracer(results, params, disk)
+    answers = [
+        missing.why_missing(results, query, params, cohort=arguments.cohort, tracer=tracer) for query in arguments.query
+    ]
+    if arguments.json:
+        print(lineage.to_json([missing.answer_dict(answer) for answer in answers]))
+    else:
+        print("\n\n".join(missing.render(answer) for answer in answers))
+    states = {answer.status for answer in answers}
+    if states <= {"in the result"}:
+        return EXIT_DONE
+    return EXIT_QUARANTINED if states <= {"in the result", "stopped"} else EXIT_ERROR
+
+
+def _named_folders(items: Sequence[str] | None) -> dict[str, str]:
+    """``COHORT=FOLDER`` options as a dictionary."""
+    folders = {}
+    for item in items or []:
+        cohort, separator, folder = item.partition("=")
+        if not separator or cohort not in COHORT_NAMES or not folder:
+            raise ParameterError(
+                "a folder is given wrongly",
+                found=item,
+                expected=f"COHORT=FOLDER, COHORT one of {', '.join(COHORT_NAMES)}",
+            )
+        folders[cohort] = folder
+    return folders
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
@@ -263,6 +321,34 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("cohort", nargs="?", choices=COHORT_NAMES, metavar="COHORT")
     doctor.add_argument("root", nargs="?", metavar="ROOT")
     doctor.set_defaults(run=_doctor)
+
+    explain = add(
+        "explain",
+        "say where every value of one image came from, and what every stage did with it",
+        "  medalign3d explain 3f2a9c                               # an image id or its beginning\n"
+        "  medalign3d explain OAS1_0001_MR1/mpr-1 --data tables/OASIS   # a native image key, after one ingest",
+    )
+    explain.add_argument("image", metavar="IMAGE", help="image id or its beginning, native image key, or source path")
+    explain.add_argument("--data", metavar="DIR", help="data/ of the pipeline (default), or what `ingest --out` wrote")
+    explain.add_argument("--json", action="store_true", help="print JSON")
+    explain.set_defaults(run=_explain)
+
+    missing = add(
+        "why-missing",
+        "say why a participant, session, image or file is not in the result, or count all reasons",
+        "  medalign3d why-missing                                  # all cohorts: found = accepted + quarantined\n"
+        "  medalign3d why-missing 005_S_0223 'RID 223' NACC123456 downloads/ADNI/005_S_0223/scan.nii",
+    )
+    missing.add_argument(
+        "query", nargs="*", metavar="QUERY", help="native id in any spelling, image key, image id, path"
+    )
+    missing.add_argument("--cohort", choices=COHORT_NAMES, metavar="COHORT", help="look only there")
+    missing.add_argument("--data", metavar="DIR", help="data/ of the pipeline (default), or what `ingest --out` wrote")
+    missing.add_argument(
+        "--root", action="append", metavar="COHORT=FOLDER", help="where a cohort's files are, if not recorded"
+    )
+    missing.add_argument("--json", action="store_true", help="print JSON")
+    missing.set_defaults(run=_why_missing)
     return parser
 
 

@@ -190,6 +190,8 @@ def plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, float):
         # Columns are float32: six digits say all that they hold.
         return int(value) if value.is_integer() and abs(value) < 1e9 else float(f"{value:.6g}")

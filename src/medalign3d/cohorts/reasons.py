@@ -261,7 +261,7 @@ def count_lines(found: int, accepted: int, quarantined: Mapping[str, int]) -> li
     ...     print(line)
     3 images found = 2 accepted + 1 quarantined
          1  IMAGE_EMPTY              All voxels are equal, or values are not finite: there is no
-                                  picture in the file.
+                                     picture in the file.
     """
     lines = [f"{found:,} images found = {accepted:,} accepted + {sum(quarantined.values()):,} quarantined"]
     for code, number in sorted(quarantined.items(), key=lambda item: (-item[1], item[0])):
