@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from medalign3d.cohorts.reasons import SEVERITY_WORDS, Severity, explain_reason
 from medalign3d.ehr import schema, text
+from medalign3d.ehr.label_rules import LABEL_RULES
 from medalign3d.ehr.values import mapping_or_empty, text_or_none
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.printing import count, labelled, paragraph, table
@@ -207,7 +208,7 @@ def provenance_of(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not isinstance(value, dict):
             return
         for name, item in value.items():
-            if isinstance(item, dict) and ("rule" in item or "rule_id" in item):
+            if isinstance(item, dict) and "rule" in item:
                 found.setdefault(str(name), item)
             else:
                 walk(item)
@@ -273,7 +274,7 @@ def _fields(record: Mapping[str, Any], origins: Mapping[str, Mapping[str, Any]])
                 continue
         column = schema.COLUMN_BY_NAME.get(name)
         origin = dict(origins.get(name, {}))
-        rule = " ".join(str(origin[key]) for key in ("rule_id", "rule") if origin.get(key))
+        rule = rule_words(str(origin.get("rule") or ""))
         if not rule:
             rule = _derived_origin(name, record) or ORIGINS.get(name, "not recorded")
         yield {
@@ -284,7 +285,7 @@ def _fields(record: Mapping[str, Any], origins: Mapping[str, Mapping[str, Any]])
             "file": origin.get("file"),
             "row": origin.get("row"),
             "rule": rule,
-            "details": {key: item for key, item in origin.items() if key not in ("file", "row", "rule", "rule_id")},
+            "details": {key: item for key, item in origin.items() if key not in ("file", "row", "rule")},
         }
 
 
@@ -298,21 +299,26 @@ def _derived_origin(name: str, record: Mapping[str, Any]) -> str | None:
             "crosswalk": "the score was estimated from another test",
             "carried": "the score was carried from another visit",
         }.get(str(record[name]))
-    if name == "dx3":
-        return f"code book of {record.get('dataset')}: {record.get('dx_native')}"
-    if name == "dx2":
-        if record.get("dataset") == "OASIS" and record.get("cdr_global") is not None:
-            return "global CDR of the visit: 0 is NonDEM, 0.5 and more is DEM"
-        return f"code book of {record.get('dataset')}: {record.get('dx_native')}"
-    if name == "mci_stage":
-        return f"enrolment label {record.get('dx_subject_level')}, because the visit is MCI"
-    if name in ("mci_course", "mci_course_reason", "days_to_dementia", "followup_days"):
-        return "later visits of the person, counted from the matched one"
+    if name in _OF_COURSE:
+        return "the person's visits after the matched one, as for mci_course"
     return None
 
 
+_OF_COURSE = ("mci_course_reason", "days_to_dementia", "followup_days")
+
+
+def rule_words(rule: str) -> str:
+    """A rule with its description where it is the id of a label rule.
+
+    >>> rule_words("dx2.oasis.cdr_0")
+    'dx2.oasis.cdr_0: OASIS global CDR 0 at that session'
+    """
+    known = LABEL_RULES.get(rule)
+    return rule if known is None else f"{rule}: {known.description}"
+
+
 def _empty_fields(
-    record: Mapping[str, Any], cohort: str, issues: list[dict[str, Any]], used: set[str]
+    record: Mapping[str, Any], cohort: str, issues: list[dict[str, Any]], origins: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, str]]:
     """Fields without a value, with the reason as far as it is known."""
     rejected = {str(issue.get("column")): issue for issue in issues if issue["level"] == "field"}
@@ -320,7 +326,8 @@ def _empty_fields(
     for column in schema.HARMONIZED_COLUMNS:
         if not column.nullable or record.get(column.name) is not None or column.name in _SHOWN_ELSEWHERE:
             continue
-        why = ""
+        rule = str(origins.get("mci_course" if column.name in _OF_COURSE else column.name, {}).get("rule") or "")
+        why = rule_words(rule) if rule in LABEL_RULES else ""
         for name, issue in rejected.items():
             if name.lower() == column.name or name.lower() in _COLUMN_WORDS.get(column.name, ()):
                 why = f"the cell {name} was emptied: {issue['reason']} ({_place(issue['file'], issue['row'])})"
@@ -345,10 +352,8 @@ _COLUMN_WORDS: dict[str, tuple[str, ...]] = {
 
 
 def _why_empty(name: str, record: Mapping[str, Any], cohort: str) -> str:
-    if name in ("mci_stage", "mci_course", "mci_course_reason", "days_to_dementia", "followup_days"):
+    if name in ("mci_stage", "mci_course", *_OF_COURSE):
         return "only for images with dx3 MCI" if record.get("dx3") != "MCI" else "not decided by the person's visits"
-    if name in ("dx3", "dx2") and record.get("dx_native") is not None:
-        return f"the label {record['dx_native']} of {cohort} stands for no class of {name}"
     if name.endswith("_age_days"):
         return "only for scores that were carried from another visit"
     if name.endswith("_source"):
@@ -522,7 +527,7 @@ def split_of(results: Results, record: Mapping[str, Any], params: Params) -> dic
     volume = normalization_of(results, dataset, str(record["image_id"]))
     if part == "excluded":
         if not record.get("selected", True):
-            why = "another image of the visit takes part instead (ingest.selection)"
+            why = "another image of the visit takes part instead"
         elif volume is not None and volume["verdict"] != "accepted":
             why = f"no normalized volume: {volume['verdict']}" + (f", {volume['reason']}" if volume["reason"] else "")
         else:
@@ -607,10 +612,12 @@ def explain(results: Results, asked: str, params: Params) -> dict[str, Any]:
             )
         },
         "root": None if root is None else str(root),
-        "file_is_there": None if root is None else (root / file.split("!", 1)[0]).exists(),
+        "file_is_there": (root / file.split("!", 1)[0]).exists()
+        if root is not None and results.ingest(cohort).images_read
+        else None,
         "record": record_from,
         "fields": list(_fields(merged, origins)),
-        "empty": _empty_fields(merged, cohort, issues, used),
+        "empty": _empty_fields(merged, cohort, issues, origins),
         "match": _match(results, cohort, merged, params),
         "selection": _selection(results, cohort, merged),
         "person": person,
@@ -659,7 +666,7 @@ def render(answer: Mapping[str, Any]) -> str:
     lines.append(labelled("participant", f"{image['native_subject_id']} ({image['participant_id']})"))
     lines.append(labelled("session", f"{image['session_id']}, run {image['run']}"))
     lines.append(labelled("key", str(image["native_image_key"])))
-    there = {True: "it is there", False: "NOT THERE any more", None: "not checked: the cohort's folder is not known"}
+    there = {True: "it is there", False: "NOT THERE any more", None: "not checked"}
     lines.append(
         labelled("file", f"{image['source_path']} ({image['source_format']}; {there[answer['file_is_there']]})")
     )

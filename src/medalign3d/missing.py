@@ -172,6 +172,7 @@ class Disk:
     """The cohorts' folders, listed once each when they can be reached."""
 
     def __init__(self, results: Results, params: Params | None, roots: dict[str, Path]) -> None:
+        self._results = results
         self.roots: dict[str, Path | None] = {}
         self._files: dict[str, list[str]] = {}
         for cohort in results.cohorts:
@@ -189,9 +190,9 @@ class Disk:
         return self._files[cohort]
 
     def has(self, cohort: str, source_path: str | None) -> bool | None:
-        """Whether a source file is still there; None when the folder cannot be reached."""
+        """Whether a source file is still there; None when that cannot be told."""
         root = self.roots.get(cohort)
-        if root is None or not source_path:
+        if root is None or not source_path or not self._results.ingest(cohort).images_read:
             return None
         return (root / source_path.split("!", 1)[0]).exists()
 
@@ -336,7 +337,7 @@ class Tracer:
         image = ImageTrace(
             cohort, key, image_id_of(cohort, key) if accepted else None, row["native_subject_id"], row["source_path"]
         )
-        there = {True: "it is there", False: "it is NOT THERE any more", None: "not checked: folder not known"}
+        there = {True: "it is there", False: "it is NOT THERE any more", None: "not checked"}
         place = self.disk.has(cohort, row["source_path"])
         image.steps.append(Step("found", IN, f"{row['source_path']} ({there[place]})", file=row["source_path"]))
         if not accepted:
@@ -381,8 +382,8 @@ class Tracer:
                 STOPPED,
                 f"{words}, but another image of the visit takes part{instead}; this one has rank "
                 f"{row['selection_rank']}",
-                meaning="Of each visit one image is used: ingest.selection is one_per_visit.",
-                remedy="Nothing needs doing; `ingest.selection: all` in params.yaml uses all of them.",
+                meaning="Of each visit one image is used, so that nobody counts twice.",
+                remedy="Nothing needs doing: the table of images keeps it, with `selected` false.",
             )
         ]
 
