@@ -84,6 +84,7 @@ ORIGINS: dict[str, str] = {
     "visit_month": "the matched visit (see match)",
     "match_delta_days": "scan minus visit (see match)",
     "match_method": "how scan and visit were matched (see match)",
+    "dx_subject_level": "the group in the file name",
     "age_precision": "how exactly the rule for age_years knows the age",
     "volume_source": "which custodian's software measured the volumes",
     "ehr_template": "version of the text (see text)",

@@ -700,7 +700,7 @@ def why_missing(
     for option in options:
         for name in cohorts:
             if option.cohort in (None, name) and (trace := tracer.in_cohort(name, option)) is not None:
-                exact = option.kind == "image" and option.cohort is None and bool(trace.images)
+                exact = option.kind == "image" and not re.fullmatch(r"I?\d+", option.key or "")
                 if exact and any(image.key.casefold() == (option.key or "").casefold() for image in trace.images):
                     # The whole key of one image: broader readings of the same words are not meant.
                     answer.traces = [trace]
@@ -831,7 +831,7 @@ def render_summary(rows: list[dict[str, Any]]) -> str:
             number = count(row["participants_with_image_but_no_record"], "participant")
             lines.append(f"  {number} with images but without any visit in the tables")
         if row["remarks"]:
-            words = ", ".join(f"{number:,} {reason}" for reason, number in row["remarks"].items())
+            words = ", ".join(f"{reason} {number:,}" for reason, number in row["remarks"].items())
             lines.append(paragraph(f"kept, with remarks or emptied values: {words}", "  ", "    "))
         blocks.append("\n".join(lines))
     blocks.append("One participant, image or file: medalign3d why-missing ID.  All reasons: docs/quarantine_reasons.md")
