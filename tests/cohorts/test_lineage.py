@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import Run
 
+import medalign3d
 from medalign3d import lineage
 from medalign3d.ehr import schema
 from medalign3d.ehr.label_rules import LABEL_RULES
@@ -26,8 +28,13 @@ def results(small_run: Run) -> Results:
 
 
 def command(run: Run, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(medalign3d.__file__).parents[1])}
     return subprocess.run(
-        [sys.executable, "-m", "medalign3d.cli", *arguments], capture_output=True, text=True, cwd=run.project
+        [sys.executable, "-m", "medalign3d.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=run.project,
+        env=environment,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from conftest import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
+import medalign3d
 from medalign3d import missing
 from medalign3d.cohorts import write_ingest
 from medalign3d.cohorts.base import participant_id_of
@@ -40,8 +42,13 @@ def ask(tracer: missing.Tracer, query: str, cohort: str | None = None) -> missin
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(medalign3d.__file__).parents[1])}
     return subprocess.run(
-        [sys.executable, "-m", "medalign3d.cli", "why-missing", *arguments], capture_output=True, text=True, cwd=folder
+        [sys.executable, "-m", "medalign3d.cli", "why-missing", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
     )
 
 
