@@ -27,6 +27,8 @@ from medalign3d.printing import count, labelled, paragraph
 from medalign3d.results import Results, key_of, plain_records
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".7z", ".rar")
+READS_ZIP = ("ADNI", "AIBL", "NACC")
+"""Cohorts whose zip archives are read as they are; all other archives must be unpacked."""
 ID_COLUMNS = frozenset((
     "rid", "ptid", "subject", "subject_id", "subjectid", "naccid", "oasisid", "id", "mri_id", "mr_id",
     "mr_session", "label", "session", "naccmrfi", "image_data_id", "image_id", "imageuid", "ixi_id",
@@ -137,21 +139,24 @@ def recognise(cohort: str, path: str) -> tuple[bool, str]:
     if lower.endswith(TABLE_SUFFIXES):
         return False, "a table or text file, no image"
     packed = lower.endswith(ARCHIVE_SUFFIXES)
-    if packed and not (cohort == "NACC" and lower.endswith(".zip")):
+    if packed and cohort in READS_ZIP and lower.endswith(".zip"):
+        if cohort == "NACC":
+            return True, f"it belongs to the session {nacc.normalize_locator(name)}"
+        return False, "an archive: the images inside are read, but it holds none that is recognised"
+    if packed:
         return False, "a packed archive: unpack it below the cohort's folder"
     image = bool(IMAGE_SUFFIX.search(lower))
     if not image:
         return False, "its suffix is that of no image format that is read (.nii, .nii.gz, .hdr, .img, .dcm, .ima)"
     if cohort in ("ADNI", "AIBL"):
         images = loni.group_images([path])
-        if not images:
+        if not images or not images[0].uid:
             return False, "no image number: neither the name ends in _I<number> nor does it lie in a folder I<number>"
         if not images[0].subject_folder:
             return True, "it has an image number, but does not lie in <participant>/<series>/<time>/I<number>"
         return True, "it has an image number and lies in a participant's folder"
     if cohort == "NACC":
-        session = nacc.normalize_locator(name) if packed else PurePosixPath(path).parent.name
-        return True, f"it belongs to the session {session}"
+        return True, f"it belongs to the session {PurePosixPath(path).parent.name}"
     if cohort == "OASIS":
         study, subject, code = oasis._session_of(path)
         return (True, f"it names the session {subject} {code}") if study else (
@@ -627,7 +632,7 @@ def _search(tracer: Tracer, cohort: str, meaning: Meaning) -> Searched:
         carrying = [path for path in files if pattern.search(path)]
     elif meaning.cohort == "AIBL" and meaning.subject:
         carrying = [path for path in files if meaning.subject in PurePosixPath(path).parts[:-1]]
-    known = {str(row["source_path"]) for row in tracer.found(cohort)}
+    known = {str(row["source_path"]).split("!", 1)[0] for row in tracer.found(cohort)}
     for path in carrying[:MAXIMUM_SHOWN]:
         good, why = recognise(cohort, path)
         if path in known:

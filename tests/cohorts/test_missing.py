@@ -237,7 +237,7 @@ def adni_tree(root: Path) -> Path:
     adni_image(root, "005_S_1000", "2006-01-10", 1010, 2)
     folder = root / "005_S_0100" / "MPRAGE" / "2006-02-06_10_00_00.0"
     folder.mkdir(parents=True)
-    (folder / "I500.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    (folder / "I500.7z").write_bytes(b"PK\x05\x06" + bytes(18))
     return root
 
 
@@ -302,7 +302,7 @@ def test_files_that_are_no_images_say_why(tmp_path: Path, demo_params: Params) -
     assert "table that was read" in advice(root / "ADNIMERGE.csv")
     assert "Ingest the cohort again" in advice(late)
     assert "no image number" in advice(stray)
-    assert "packed archive" in advice(root / "005_S_0100" / "MPRAGE" / "2006-02-06_10_00_00.0" / "I500.zip")
+    assert "packed archive" in advice(root / "005_S_0100" / "MPRAGE" / "2006-02-06_10_00_00.0" / "I500.7z")
     outside = write_image(tmp_path / "elsewhere.nii", 5)
     assert "below no cohort's folder" in ask(tracer, str(outside)).understood[0]
 
