@@ -443,10 +443,15 @@ class Ingest:
     def read(self, path: str, used_for: str, **options: Any) -> Table:
         """Read a table and record it among the sources, with its damaged lines."""
         table = load_table(self.root / path, root=self.root, **options)
+        self.record(table, used_for)
+        return table
+
+    def record(self, table: Table, used_for: str) -> None:
+        """Record a table among the sources, with its damaged lines."""
         self._sources.append(
             {
                 "dataset": self.dataset,
-                "file": path,
+                "file": table.relative,
                 "sha256": table.sha256,
                 "rows": len(table.frame),
                 "bad_lines": len(table.bad_lines),
@@ -478,7 +483,6 @@ class Ingest:
                 table.relative,
                 bad.line,
             )
-        return table
 
     # -- quarantine
 

@@ -477,6 +477,7 @@ def load_table(
     columns: Iterable[str] | None = None,
     repair: RepairLine | None = None,
     header_only: bool = False,
+    header: Sequence[str] | None = None,
 ) -> Table:
     """Read a table as text.
 
@@ -492,6 +493,8 @@ def load_table(
         Called with the header and the fields of a line that has too many; returns the right fields, or None.
     header_only
         Read no rows; the hash stays empty.
+    header
+        Column names of a table that has lost its header line; its first line is a row then.
 
     Raises
     ------
@@ -521,10 +524,10 @@ def load_table(
                 sample = list(itertools.islice(rows, HEADER_SEARCH_LINES))
                 _, above = _dialect(["\t".join("x" if cell else "" for cell in row or ()) for _, row in sample])
                 return _assemble(
-                    path, relative, itertools.chain(sample[above:], rows), None, columns, repair, header_only
+                    path, relative, itertools.chain(sample[above:], rows), None, columns, repair, header_only, header
                 )
             records = _text_records(path, relative, start, compressed, header_only, stack)
-            return _assemble(path, relative, iter(records), records, columns, repair, header_only)
+            return _assemble(path, relative, iter(records), records, columns, repair, header_only, header)
     except ArchiveError as error:
         raise InputError(
             error.what, where=relative, found=error.found, expected=error.expected, remedy="download it again"
@@ -550,10 +553,11 @@ def _assemble(
     columns: Iterable[str] | None,
     repair: RepairLine | None,
     header_only: bool,
+    given_header: Sequence[str] | None = None,
 ) -> Table:
     """Make a table of its parsed lines (of text ``records``, or of a spreadsheet): header first, then rows."""
-    header: list[str] = []
-    for _, fields in lines:
+    header = list(given_header or ())
+    for _, fields in lines if given_header is None else ():
         if fields and any(map(_clean, fields)):
             header = [_clean(field) for field in fields]
             break
