@@ -54,6 +54,10 @@ def _ingest(arguments: argparse.Namespace) -> int:
         },
     )
     print("\n".join(count_lines(result.images_found, len(result.images), reasons)))
+    if result.links is not None and len(result.links):
+        from medalign3d.cohorts.oasis_links import links_line
+
+        print(links_line(result.links))
     print(f"tables are in {arguments.out}")
     if reasons:
         print("one image or participant: medalign3d why-missing ID --data " + arguments.out)

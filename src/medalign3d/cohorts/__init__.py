@@ -105,6 +105,8 @@ def write_ingest(result: IngestResult, out_dir: str | os.PathLike[str], simulate
         _write(getattr(result, name), out / f"{name}.parquet", metadata)
     if result.found is not None:
         _write(result.found, out / "found.parquet", metadata)
+    if result.links is not None:
+        _write(result.links, out / "links.parquet", metadata)
 
 
 def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
@@ -118,6 +120,7 @@ def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
     place = Path(folder)
     tables = {name: read_parquet(place / f"{name}.parquet") for name in TABLES}
     found = read_parquet(place / "found.parquet") if (place / "found.parquet").exists() else None
+    links = read_parquet(place / "links.parquet") if (place / "links.parquet").exists() else None
     quarantine = tables["quarantine"]
     dropped = int(((quarantine["level"] == "image") & (quarantine["severity"] == "drop")).sum())
     said = tables["images"].attrs
@@ -125,6 +128,7 @@ def read_ingest(folder: str | os.PathLike[str]) -> IngestResult:
         **tables,
         images_found=len(tables["images"]) + dropped,
         found=found,
+        links=links,
         form=said.get("form", "clean"),
         images_read=said.get("images_read", "true") == "true",
     )

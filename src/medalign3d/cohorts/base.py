@@ -205,6 +205,8 @@ class IngestResult:
         ``ingest.form`` of the tables.
     images_read
         Whether images were opened; when not, everything about their voxels is missing.
+    links
+        OASIS only: pairs of OASIS-1 and OASIS-2 sessions that are the same visit of the same person.
     """
 
     images: pd.DataFrame
@@ -216,6 +218,7 @@ class IngestResult:
     found: pd.DataFrame | None = None
     form: str = "clean"
     images_read: bool = True
+    links: pd.DataFrame | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids

@@ -9,29 +9,38 @@ The label is the global CDR at the session: 0 is no dementia, 0.5 and more is de
 label (the young participants of OASIS-1). OASIS-3 uses the diagnosis form where there is one. ``Group`` of OASIS-2
 describes the person, never a session.
 
-Not supported: OASIS-3 freesurfer outputs, and the text summaries inside OASIS-1 session folders.
+The tables of OASIS-1 and OASIS-2 are read by :mod:`medalign3d.cohorts.oasis_tables`; where they lack a session of
+OASIS-1, the summary inside its folder stands in. Sessions of both that are the same visit are listed as ``links``.
+
+Not supported: OASIS-3 freesurfer outputs.
 """
 
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medalign3d.cohorts.base import (
+    AGE_HIGH,
+    AGE_LOW,
     DAYS_PER_YEAR,
     FoundImage,
     Ingest,
     IngestResult,
     QuarantineReason,
+    Severity,
     Sourced,
     Visit,
     match_visit,
     no_images,
 )
-from medalign3d.cohorts.images import ImageFile, tesla
+from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile, tesla
+from medalign3d.cohorts.oasis_links import link_sessions
+from medalign3d.cohorts.oasis_tables import NAMES, SessionTable, fields_of, find_session_tables, read_summaries
 from medalign3d.cohorts.tables import Row, Table, describe_tables, headers
 from medalign3d.cohorts.values import (
     CDR_BOX,
@@ -54,11 +63,7 @@ SESSION_2 = re.compile(r"OAS2_(\d{4})_MR(\d+)", re.IGNORECASE)
 SESSION_3 = re.compile(r"(OAS3\d{4})_(?:MR_|sess?-)?(d\d{4,5})", re.IGNORECASE)
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 FIELD_STRENGTH_T = 1.5  # OASIS-1 and OASIS-2: one Siemens Vision scanner
-EDUC_CODE = Quantity(1, 5, 1)
 MISSING = frozenset({-4.0, 99.0, 999.0})
-#: Volumes of the table: intracranial volume in cm³, brain as a share of it.
-ETIV = Quantity(800, 2400)
-NWBV = Quantity(0.4, 1.0)
 DX1 = {"cognitively normal": "NC", "ad dementia": "AD_DEM"}
 
 
@@ -173,43 +178,42 @@ def _volumes(visit: Visit, values: dict[str, Sourced]) -> None:
         visit.values["volume_source"] = "OASIS"
 
 
-class _Cross:
-    """OASIS-1 and OASIS-2: one table row per MR session."""
+class _Sessions:
+    """OASIS-1 or OASIS-2: one table row per MR session."""
 
-    def __init__(self, book: Ingest, table: Table, *, longitudinal: bool) -> None:
+    def __init__(self, book: Ingest, study: int, tables: Iterable[SessionTable]) -> None:
         self.book = book
-        self.longitudinal = longitudinal
-        pattern = SESSION_2 if longitudinal else SESSION_1
-        prefix = "OAS2" if longitudinal else "OAS1"
-        id_columns = ("MRI ID", "MR ID", "Session") if longitudinal else ("ID", "MR ID", "Session")
-        table.require(id=id_columns, sex=("M/F", "Sex", "Gender"), age=("Age",), cdr=("CDR",))
+        self.longitudinal = study == 2
+        self.rows: dict[tuple[str, str], dict[str, Sourced]] = {}
+        for table in tables:
+            self.add(table)
 
-        def identify(row: Row) -> tuple[str, str] | None:
-            match = pattern.search(row.get(*id_columns))
-            return (f"{prefix}_{match[1]}", f"MR{int(match[2])}") if match else None
-
-        fields: dict[str, Any] = {
-            "sex": (parse_sex, ("M/F", "Sex", "Gender")),
-            "age": (Quantity(0, 1000), ("Age",)),
-            "hand": (_hand, ("Hand",)),
-            "ses": (SES, ("SES",)),
-            "mmse": (MMSE, ("MMSE",)),
-            "cdr_global": (CDR_GLOBAL, ("CDR",)),
-            "etiv": (ETIV, ("eTIV",)),
-            "nwbv": (NWBV, ("nWBV",)),
-            "educ": (EDUCATION_YEARS if longitudinal else EDUC_CODE, ("EDUC", "Educ")),
-            "delay": (Quantity(0, 20000), ("MR Delay", "Delay")),
-            "group": (lambda cell: (cell, None), ("Group",)),
-        }
-        self.rows = book.collect(table, identify, fields)
-        for (subject, code), values in self.rows.items():
-            visit = book.visit(subject, code)
-            for name in ("mmse", "cdr_global"):
+    def add(self, source: SessionTable) -> None:
+        """Take the sessions of a table over as visits."""
+        rows = self.book.collect(
+            source.table,
+            lambda row: source.sessions[row.line],
+            fields_of(source.study, _hand),
+            lines=frozenset(source.sessions),
+        )
+        for (subject, code), values in rows.items():
+            self.rows[(subject, code)] = values
+            visit = self.book.visit(subject, code)
+            for name in ("mmse", "cdr_global", "sex", "ses"):
                 visit.set(name, values.get(name))
+            visit.set("handedness", values.get("hand"))
+            visit.set("educ_years" if self.longitudinal else "educ_code", values.get("educ"))
+            visit.set("dx_subject_level", values.get("group"))
+            age = values.get("age")
+            if age is not None and AGE_LOW <= age.value <= AGE_HIGH:
+                visit.set("age_years", age)
+                visit.values["age_precision"] = "integer"
             _label_from_cdr(visit)
             _volumes(visit, values)
             _scores(visit)
             delay = values.get("delay")
+            if code == "MR1" and not self.longitudinal:
+                delay = None  # only re-scans of OASIS-1 have one
             visit.day = int(delay.value) if delay else 0 if code == "MR1" else None
             visit.month = None if visit.day is None else round(visit.day / DAYS_PER_YEAR * 12, 1)
 
@@ -223,7 +227,7 @@ class _Cross:
             )
             return False
         if "sex" not in values:
-            self.book.drop(item, QuarantineReason.SEX_MISSING, "the table gives no sex")
+            self.book.drop(item, QuarantineReason.SEX_MISSING, "the table gives no sex, or codes it by numbers")
             return False
         visit = self.book.visits[(subject, code)]
         self.book.attach(item, visit, "exact_label", 0)
@@ -524,60 +528,70 @@ class _Longitudinal3:
         return True
 
 
-def _find_session_tables(book: Ingest) -> tuple[str | None, str | None, dict[str, set[str]]]:
-    """Tables of OASIS-1 and OASIS-2, and all others, known by their headers."""
-    tables = headers(book.root, book.files)
-    cross: list[str] = []
-    longitudinal: list[str] = []
-    others: dict[str, set[str]] = {}
-    for path, keys in tables.items():
-        if {"mri_id", "cdr"} <= keys and ({"group", "mr_delay"} & keys or "subject_id" in keys):
-            longitudinal.append(path)
-        elif {"id", "cdr", "age"} <= keys and {"m_f", "sex", "gender"} & keys:
-            cross.append(path)
-        else:
-            others[path] = keys
-    return _one(book, cross), _one(book, longitudinal), others
+def _need_table(book: Ingest, study: int, others: dict[str, set[str]], broken: dict[str, str]) -> MissingTable:
+    """The error for images of a study without any row about them."""
+    shown = {path: keys for path, keys in others.items() if path not in broken}
+    found = [f"{PurePosixPath(path).name} ({why})" for path, why in sorted(broken.items())]
+    return MissingTable(
+        "a clinical table is missing",
+        where=book.root,
+        found="; ".join([*found, *([describe_tables(shown)] if shown or not found else [])]),
+        expected=f"{NAMES[study]}.csv or .xlsx, with the columns "
+        f"{'ID' if study == 1 else 'Subject ID, MRI ID, Group'}, M/F, Age, CDR",
+        remedy="download the table from oasis-brains.org and put it into this folder",
+    )
 
 
-def _one(book: Ingest, paths: list[str]) -> str | None:
-    from medalign3d.errors import InputError
-    from medalign3d.files import sha256_file
-
-    if len(paths) > 1 and len({sha256_file(book.root / path) for path in paths}) > 1:
-        raise InputError(
-            "a table is there more than once",
-            where=", ".join(sorted(paths)),
-            expected="one demographic table for each of OASIS-1 and OASIS-2",
-            remedy="move the old ones out of the cohort's folder",
-        )
-    return sorted(paths)[0] if paths else None
+def _remark_sessions_without_image(book: Ingest, studies: Iterable[_Sessions]) -> None:
+    """Name every session of the tables of which no image was found."""
+    with_image = {(item.subject, item.session) for item in book.images}
+    for study in studies:
+        for key, values in study.rows.items():
+            if key not in with_image:
+                source = next(iter(values.values()), None)
+                book.visit_note(
+                    QuarantineReason.IMAGE_WITHOUT_FILE,
+                    *key,
+                    Severity.WARN,
+                    "the table has the session, but no image of it was found",
+                    file=source.file if source else None,
+                    line=source.row if source else None,
+                )
 
 
 def ingest(root: Path, params: Params, workers: int) -> IngestResult:
-    """Read OASIS-1, OASIS-2 and OASIS-3."""
+    """Read OASIS-1, OASIS-2 and OASIS-3.
+
+    Tables alone are enough: visits and links are then read, and every session is remarked on as one without a file.
+
+    Raises
+    ------
+    InputError
+        When there is neither an image nor a table, images have no table of their study, or a table is refused.
+    """
     book = Ingest("OASIS", root, params, workers)
-    images = pair_up(book.files)
-    if not images:
-        raise no_images(root, "OASIS", "session folders or files that begin with OAS1_, OAS2_ or OAS3")
-    cross_path, longitudinal_path, others = _find_session_tables(book)
+    images = [*pair_up(book.files), *_zipped_images(book)]
     session_of = {path: _session_of(path) for path, _ in images}
     studies = {study for study, _, _ in session_of.values()}
-    for study, path, name in (
-        (1, cross_path, "oasis_cross-sectional"),
-        (2, longitudinal_path, "oasis_longitudinal_demographics"),
-    ):
-        if study in studies and path is None:
-            raise MissingTable(
-                "a clinical table is missing",
-                where=root,
-                found=describe_tables(others),
-                expected=f"{name}.csv or .xlsx, with the columns "
-                f"{'ID' if study == 1 else 'Subject ID, MRI ID, Group'}, M/F, Age, CDR",
-                remedy="download the table from oasis-brains.org and put it into this folder",
-            )
-    cross = _Cross(book, book.read(cross_path, "OASIS-1"), longitudinal=False) if cross_path else None
-    repeated = _Cross(book, book.read(longitudinal_path, "OASIS-2"), longitudinal=True) if longitudinal_path else None
+    tables, broken = find_session_tables(book)
+    used = {candidate.table.relative for candidates in tables.values() for candidate in candidates}
+    others = {path: keys for path, keys in headers(root, book.files).items() if path not in used}
+    has_third = any(_is_clinical_3(keys) for keys in others.values())
+    if not images and not used and not has_third:
+        if broken:
+            raise _need_table(book, 1, others, broken)
+        raise no_images(root, "OASIS", "session folders or files that begin with OAS1_, OAS2_ or OAS3, or their tables")
+    cross = _Sessions(book, 1, tables[1]) if tables[1] or 1 in studies else None
+    repeated = _Sessions(book, 2, tables[2]) if tables[2] else None
+    if cross is not None:
+        wanted = {(subject, code) for study, subject, code in session_of.values() if study == 1}
+        for summary in read_summaries(book, wanted - cross.rows.keys()):
+            cross.add(summary)
+    for study, rows in ((1, cross), (2, repeated)):
+        if study in studies and (rows is None or not rows.rows):
+            raise _need_table(book, study, others, broken)
+    if 3 in studies or has_third:
+        studies.add(3)
     third = None
     if 3 in studies:
         third = _Longitudinal3(book, others)
@@ -685,7 +699,10 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     book.drop_repeated_keys()
     book.drop_equal_voxels()
     book.select()
-    return book.finish()
+    _remark_sessions_without_image(book, [rows for rows in (cross, repeated) if rows is not None])
+    result = book.finish()
+    result.links = link_sessions(result.visits)
+    return result
 
 
 def _link_variants(group: list[FoundImage]) -> None:
@@ -694,6 +711,28 @@ def _link_variants(group: list[FoundImage]) -> None:
     for item in usable[1:]:
         if item.variant == "derived":
             item.variant_of = usable[0].key
+
+
+def _is_clinical_3(keys: set[str]) -> bool:
+    """Whether a header is that of an OASIS-3 table with the CDR."""
+    return {"oasisid", "cdrtot"} <= keys or "adrc_adrcclinicaldata_id" in keys or {"subject", "cdr", "sumbox"} <= keys
+
+
+def _zipped_images(book: Ingest) -> list[tuple[str, tuple[str, ...]]]:
+    """NIfTI files inside archives, as ``archive.zip!inner/path``; they are read without unpacking."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for path in book.files:
+        if not path.lower().endswith(".zip") or not zipfile.is_zipfile(book.root / path):
+            continue
+        try:
+            with zipfile.ZipFile(book.root / path) as archive:
+                members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+        except (zipfile.BadZipFile, OSError):
+            continue
+        for member in members:
+            if member.lower().endswith((".nii", ".nii.gz")) and not PurePosixPath(member).name.startswith("."):
+                found.append((f"{path}{ZIP_SEPARATOR}{member}", (member,)))
+    return found
 
 
 def _session_of(path: str) -> tuple[int, str, str]:

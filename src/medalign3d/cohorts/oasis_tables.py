@@ -33,7 +33,8 @@ from medalign3d.cohorts.values import MMSE, Quantity, is_blank, parse_float
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.files import sha256_file
 
-SESSION: Final = re.compile(r"OAS([12])[_-]?(\d{4})[_-]?MR[_-]?(\d+)", re.IGNORECASE)
+# One letter may stand in for the M: who replaced every M by 1 (the code of the sex) did so in the ids, too.
+SESSION: Final = re.compile(r"OAS([12])[_-]?(\d{4})[_-]?[A-Z0-9]R[_-]?(\d+)", re.IGNORECASE)
 SUBJECT: Final = re.compile(r"OAS([12])[_-]?(\d{4})(?!\d)", re.IGNORECASE)
 
 #: Field -> the names under which it is found, compared without case and punctuation.
@@ -107,6 +108,7 @@ KNOWN_WRONG_ASF: Final = ("OAS1_0061", "MR1")
 YOUNGEST_RATED: Final = 30  # nobody younger has a CDR in OASIS-1; everybody of 60 and more has one
 OLDEST_UNRATED: Final = 60
 ENOUGH_ROWS: Final = 20  # fewer rows say nothing about a table as a whole
+ENOUGH_TO_REFUSE: Final = 50
 SYNTHETIC_MARKER: Final = "SYNTHETIC_DATA"
 
 SES: Final = Quantity(1, 5, 1)
@@ -115,6 +117,8 @@ EDUC_YEARS: Final = Quantity(6, 36)
 #: Volumes of the table: intracranial volume in cm³, brain as a share of it.
 ETIV: Final = Quantity(800, 2400)
 NWBV: Final = Quantity(0.4, 1.0)
+
+NO_HEADER: Final = "a table has no header line"
 
 Key = tuple[str, str]
 
@@ -254,7 +258,7 @@ def _load(book: Ingest, path: str) -> tuple[Table, list[str]]:
             if sexes and sum(sex is not None for sex in sexes) > 0.9 * len(sexes):
                 return again, ["the header line is missing; the columns were taken in their published order"]
         raise InputError(
-            "a table has no header line",
+            NO_HEADER,
             where=path,
             found=f"{count} columns whose first line is a session",
             expected=f"a first line with {', '.join(published)}",
@@ -272,9 +276,7 @@ def _sessions_of(table: Table) -> tuple[dict[int, dict[int, Key]], list[tuple[in
     sessions: dict[int, dict[int, Key]] = {1: {}, 2: {}}
     unusable: list[tuple[int, str]] = []
     naming = [
-        column
-        for column in table.frame.columns
-        if any(SUBJECT.search(cell) for cell in table.frame[column].tolist())
+        column for column in table.frame.columns if any(SUBJECT.search(cell) for cell in table.frame[column].tolist())
     ]
     for row in table.rows():
         cells = [row.cells[column] for column in naming]
@@ -323,9 +325,9 @@ def find_session_tables(book: Ingest) -> tuple[dict[int, list[SessionTable]], di
         try:
             table, findings = _load(book, path)
         except InputError as error:
-            if error.what == "a table has no header line":
+            if error.what == NO_HEADER:
                 raise
-            broken[path] = error.what
+            broken[path] = "cannot be read"
             continue
         sessions, unusable = _sessions_of(table)
         notes[path] = unusable
@@ -349,8 +351,8 @@ def find_session_tables(book: Ingest) -> tuple[dict[int, list[SessionTable]], di
             used[candidate.table.relative] = candidate.table
             report(book, candidate)
     for path, table in used.items():
-        studies = [study for study in (1, 2) if any(c.table is table for c in chosen[study])]
-        book.record(table, " and ".join(f"OASIS-{study}" for study in studies))
+        parts = [candidate for study in (1, 2) for candidate in chosen[study] if candidate.table is table]
+        book.record(table, "; ".join(_used_for(part) for part in parts))
         for line, detail in notes[path]:
             book.note(
                 QuarantineReason.ID_UNPARSABLE, Level.TABLE, {"file": table.name}, Severity.WARN, detail, path, line
@@ -404,9 +406,7 @@ def _choose(book: Ingest, candidates: list[SessionTable], synthetic: bool) -> li
 
 
 def _agree(first: Mapping[Key, Mapping[str, str]], second: Mapping[Key, Mapping[str, str]], keys: set[Key]) -> bool:
-    return all(
-        first[key][name] == second[key][name] for key in keys for name in first[key].keys() & second[key].keys()
-    )
+    return all(first[key][name] == second[key][name] for key in keys for name in first[key].keys() & second[key].keys())
 
 
 def _difference(first: Mapping[Key, Mapping[str, str]], second: Mapping[Key, Mapping[str, str]]) -> str:
@@ -436,21 +436,21 @@ def _published(study: int, records: Mapping[Key, Mapping[str, str]]) -> bool:
 
 def report(book: Ingest, candidate: SessionTable) -> None:
     """Remark on a table that is not as published."""
-    details = []
     if candidate.findings:
-        details.append("altered table: " + "; ".join(candidate.findings))
-    if candidate.incomplete:
-        rows = PUBLISHED_ROWS[candidate.study]
-        details.append(f"{candidate.incomplete} of the {rows} published sessions are missing")
-    if details:
         book.note(
             QuarantineReason.KNOWN_BAD_CONVERSION,
             Level.TABLE,
             {"file": candidate.table.name},
             Severity.WARN,
-            "; ".join(details),
+            "altered table: " + "; ".join(candidate.findings),
             candidate.table.relative,
         )
+
+
+def _used_for(candidate: SessionTable) -> str:
+    missing = candidate.incomplete
+    lacking = f", without {missing} of the {PUBLISHED_ROWS[candidate.study]} published sessions" if missing else ""
+    return f"OASIS-{candidate.study}{lacking}"
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
@@ -499,6 +499,8 @@ class _Check:
             self.check_head_sizes()
         if self.candidate.study == 1:
             self.empty_filled_oasis1()
+            if self.whole and any(key[1] == "MR1" and self.number(row, "delay") for key, row in self.rows):
+                self.findings.append("first sessions have a Delay, which is not used")
         else:
             self.empty_filled_oasis2()
             self.empty_contradictions_of_persons()
@@ -557,7 +559,7 @@ class _Check:
                 wrong.append((key, row))
         if total < ENOUGH_ROWS or not wrong:
             return
-        if len(wrong) > total / 2:
+        if len(wrong) > total / 2 and total >= ENOUGH_TO_REFUSE:
             raise InputError(
                 f"a table is not the one that OASIS-{self.candidate.study} published",
                 where=self.candidate.table.relative,
@@ -665,10 +667,24 @@ class _Check:
                 self.findings.append(
                     f"{COLUMNS[name][0]} differs between the sessions of {people} people; it was emptied"
                 )
+        if self.whole:
+            self.empty_groups_without_support()
         groups = {parse_group(self.cell(row, "group"))[0] for _, row in self.rows} - {None}
         if len(self.rows) >= 0.5 * PUBLISHED_ROWS[2] and len(groups) == 2 and not self.synthetic:
             missing = ", ".join(sorted(set(GROUPS) - {str(group) for group in groups}))
             self.findings.append(f"no session is in the group {missing}: the groups were recoded or left out")
+
+    def empty_groups_without_support(self) -> None:
+        """Empty the group of people in Demented who have a session with a CDR of 0: those converted."""
+        people = 0
+        for members in self._by_subject().values():
+            groups = {parse_group(self.cell(row, "group"))[0] for _, row in members}
+            if "Demented" in groups and any(self.number(row, "cdr_global") == 0 for _, row in members):
+                people += 1
+                for key, row in members:
+                    self.empty(key, row, "group", QuarantineReason.DIAGNOSIS_CONFLICT)
+        if people:
+            self.findings.append(f"{people} people in the group Demented have a session with CDR 0; it was emptied")
 
     def check_ages(self) -> None:
         """Remark on people whose ages and delays contradict each other by more than a year."""

@@ -567,6 +567,8 @@ def _assemble(
         header.pop()
     if not header:
         raise InputError("a table has no header", where=relative, expected="column names in the first line")
+    # Row numbers and ids stand in columns without a name, too.
+    header = [name or f"column {position}" for position, name in enumerate(header, start=1)]
     unique: list[str] = []
     for name in header:
         unique.append(name if name not in unique else f"{name}.{sum(other == name for other in header[: len(unique)])}")

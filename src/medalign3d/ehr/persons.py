@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from medalign3d.ehr.values import is_missing, number_or_none
+from medalign3d.cohorts.oasis_links import LINK_RULE as OASIS_LINK_RULE
+from medalign3d.cohorts.oasis_links import pair_records, record_key, unambiguous
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OASIS_LINK_RULE = "oasis1_oasis2_equal_records"
 VOXEL_LINK_RULE = "equal_voxels"
 
 
@@ -46,7 +46,8 @@ def oasis_pairs(sessions: pd.DataFrame) -> list[tuple[int, int]]:
 
     The two releases describe the shared visits with equal sex, age in years, estimated total intracranial volume, MMSE
     and CDR. A pair counts only when it is the only match in both directions; missing values never match. Only the first
-    OASIS-1 session (MR1) takes part; a re-scan belongs to the person of its first session.
+    OASIS-1 session (MR1) takes part; a re-scan belongs to the person of its first session. Nobody is linked to two
+    people. See :mod:`medalign3d.cohorts.oasis_links`.
 
     Parameters
     ----------
@@ -58,23 +59,19 @@ def oasis_pairs(sessions: pd.DataFrame) -> list[tuple[int, int]]:
     -------
     list of (row number of the OASIS-1 session, row number of the OASIS-2 session)
     """
-    first: dict[tuple[object, ...], list[int]] = {}
-    second: dict[tuple[object, ...], list[int]] = {}
-    for position, row in enumerate(sessions.itertuples(index=False)):
-        participant = str(row.participant_id)
-        numbers = [number_or_none(value) for value in (row.age_years, row.icv_mm3, row.mmse, row.cdr_global)]
-        if any(number is None for number in numbers) or is_missing(row.sex):
-            continue
-        age, icv, mmse, cdr = (float(number or 0.0) for number in numbers)
-        # Intracranial volume is published in whole cm3; ages of both releases are whole years.
-        key = (str(row.sex), int(age), round(icv / 1000.0), round(mmse), round(cdr, 1))
-        if participant.startswith("sub-OAS1") and str(row.session) == "MR1":
-            first.setdefault(key, []).append(position)
-        elif participant.startswith("sub-OAS2"):
-            second.setdefault(key, []).append(position)
-    return [
-        (rows[0], second[key][0]) for key, rows in first.items() if len(rows) == 1 and len(second.get(key, [])) == 1
-    ]
+    first: list[tuple[str, tuple[object, ...] | None]] = []
+    second: list[tuple[str, tuple[object, ...] | None]] = []
+    position: dict[str, int] = {}
+    for number, row in enumerate(sessions.itertuples(index=False)):
+        name = f"{str(row.participant_id).removeprefix('sub-')}_{row.session}"
+        key = record_key(row.sex, row.age_years, row.icv_mm3, row.mmse, row.cdr_global)
+        if name.startswith("OAS1") and str(row.session) == "MR1":
+            first.append((name, key))
+        elif name.startswith("OAS2"):
+            second.append((name, key))
+        position.setdefault(name, number)
+    pairs = unambiguous(pair_records(first, second))
+    return [(position[one], position[two]) for one, two in pairs]
 
 
 def _oasis_sessions(images: pd.DataFrame, visits: pd.DataFrame | None) -> pd.DataFrame:
