@@ -39,6 +39,7 @@ from medalign3d.cohorts.base import (
     no_images,
 )
 from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile, tesla
+from medalign3d.cohorts.listing import LISTING_NAME
 from medalign3d.cohorts.oasis_links import link_sessions
 from medalign3d.cohorts.oasis_tables import NAMES, SessionTable, fields_of, find_session_tables, read_summaries
 from medalign3d.cohorts.tables import Row, Table, describe_tables, headers
@@ -577,6 +578,8 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     used = {candidate.table.relative for candidates in tables.values() for candidate in candidates}
     others = {path: keys for path, keys in headers(root, book.files).items() if path not in used}
     has_third = any(_is_clinical_3(keys) for keys in others.values())
+    if not images and LISTING_NAME in book.files:
+        raise no_images(root, "OASIS", f"the images that {LISTING_NAME} lists")
     if not images and not used and not has_third:
         if broken:
             raise _need_table(book, 1, others, broken)

@@ -28,8 +28,8 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from medalign3d.cohorts.base import Ingest, Level, QuarantineReason, Severity
-from medalign3d.cohorts.tables import SPREADSHEET_SUFFIXES, TABLE_SUFFIXES, Row, Table, header_key, load_table
-from medalign3d.cohorts.values import MMSE, Quantity, is_blank, parse_float
+from medalign3d.cohorts.tables import TABLE_SUFFIXES, Row, Table, header_key, load_table
+from medalign3d.cohorts.values import MMSE, Quantity, is_blank, parse_float, parse_number
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.files import sha256_file
 
@@ -190,6 +190,18 @@ def parse_group(cell: str) -> tuple[str | None, QuarantineReason | None]:
     return (name, None) if name in GROUPS else (None, None if is_blank(cell) else QuarantineReason.SENTINEL_UNKNOWN)
 
 
+def number(name: str, cell: str) -> float | None:
+    """The number in a cell; a comma that may stand for thousands or decimals is decided by what the column holds.
+
+    >>> number("asf", "1,046"), number("etiv", "1,987")
+    (1.046, 1987.0)
+    """
+    value = parse_float(cell)
+    if value is None and name in ("asf", "etiv", "nwbv"):
+        value = parse_number(cell, {"asf": Quantity(0.5, 3), "etiv": ETIV, "nwbv": NWBV}[name])[0]
+    return value
+
+
 def _half_up(value: float, digits: str) -> str:
     return str(Decimal(repr(value)).quantize(Decimal(digits), rounding=ROUND_HALF_UP))
 
@@ -204,7 +216,7 @@ def canonical(name: str, cell: str) -> str:
         return ""
     if name == "sex":
         return parse_sex_letter(cell)[0] or cell
-    value = parse_float(cell)
+    value = number(name, cell)
     if value is None or name in ("group", "hand"):
         return cell.strip().capitalize()
     if name in ("etiv", "nwbv", "asf") and abs(value) < 1e6:
@@ -229,13 +241,13 @@ def column_digests(records: Mapping[Key, Mapping[str, str]]) -> dict[str, str]:
 
 
 def _may_hold_sessions(path: Path) -> bool:
-    """Whether a file names sessions of OASIS-1 or OASIS-2 (spreadsheets must be opened to know)."""
+    """Whether a file may name sessions of OASIS-1 or OASIS-2; spreadsheets and compressed files may."""
     try:
         with path.open("rb") as stream:
             start = stream.read(1 << 18)
     except OSError:
         return False
-    if start.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
+    if start.startswith((b"PK", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")):
         return True
     return re.search(rb"OAS[12]", start.replace(b"\x00", b""), re.IGNORECASE) is not None
 
@@ -276,10 +288,12 @@ def _sessions_of(table: Table) -> tuple[dict[int, dict[int, Key]], list[tuple[in
     sessions: dict[int, dict[int, Key]] = {1: {}, 2: {}}
     unusable: list[tuple[int, str]] = []
     naming = [
-        column for column in table.frame.columns if any(SUBJECT.search(cell) for cell in table.frame[column].tolist())
+        place
+        for place in range(table.frame.shape[1])
+        if any(SUBJECT.search(cell) for cell in table.frame.iloc[:, place].tolist())
     ]
     for row in table.rows():
-        cells = [row.cells[column] for column in naming]
+        cells = [row.cells[place] for place in naming]
         full = {(int(m[1]), m[2], int(m[3])) for cell in cells for m in [SESSION.search(cell)] if m}
         people = {(int(m[1]), m[2]) for cell in cells for m in [SUBJECT.search(cell)] if m}
         if len(full) > 1 or len(people) > 1:
@@ -304,6 +318,10 @@ def _sessions_of(table: Table) -> tuple[dict[int, dict[int, Key]], list[tuple[in
     return sessions, unusable
 
 
+def _mentions_sessions(table: Table) -> bool:
+    return any(SUBJECT.search(cell) for column in table.frame for cell in table.frame[column].tolist())
+
+
 def find_session_tables(book: Ingest) -> tuple[dict[int, list[SessionTable]], dict[str, str]]:
     """The tables to use for OASIS-1 and OASIS-2, and why others cannot be read (path -> message).
 
@@ -319,8 +337,7 @@ def find_session_tables(book: Ingest) -> tuple[dict[int, list[SessionTable]], di
     broken: dict[str, str] = {}
     notes: dict[str, list[tuple[int, str]]] = {}
     for path in book.files:
-        suffix = PurePosixPath(path).suffix.lower()
-        if suffix not in TABLE_SUFFIXES or suffix == ".txt" or not _may_hold_sessions(book.root / path):
+        if not path.lower().endswith(TABLE_SUFFIXES[:-1]) or not _may_hold_sessions(book.root / path):
             continue
         try:
             table, findings = _load(book, path)
@@ -334,7 +351,7 @@ def find_session_tables(book: Ingest) -> tuple[dict[int, list[SessionTable]], di
         for study, lines in sessions.items():
             if lines:
                 found[study].append(SessionTable(table, study, lines, list(findings)))
-        if not any(sessions.values()) and suffix not in SPREADSHEET_SUFFIXES:
+        if not any(sessions.values()) and unusable and _mentions_sessions(table):
             broken[path] = "no session id can be read"
     chosen: dict[int, list[SessionTable]] = {}
     for study, candidates in found.items():
@@ -472,14 +489,16 @@ class _Check:
         return "" if is_blank(cell) else cell
 
     def number(self, row: Row, name: str) -> float | None:
-        return parse_float(self.cell(row, name))
+        return number(name, self.cell(row, name))
 
     def has(self, name: str) -> bool:
         return self.candidate.table.column(*COLUMNS[name]) is not None
 
     def put(self, row: Row, column: str, text: str) -> None:
-        row.cells[column] = text
-        self.candidate.table.frame.at[row.line, column] = text
+        frame = self.candidate.table.frame
+        place = list(frame.columns).index(column)
+        row.cells = (*row.cells[:place], text, *row.cells[place + 1 :])
+        frame.at[row.line, column] = text
 
     def empty(
         self, key: Key, row: Row, name: str, reason: QuarantineReason = QuarantineReason.VALUE_OUT_OF_RANGE
@@ -487,10 +506,8 @@ class _Check:
         """Empty a cell as a field issue."""
         column = row.column(*COLUMNS[name])
         self.book.field_issue(reason, *key, column, row)
-        for synonym in COLUMNS[name]:
-            own = row.columns.get(header_key(synonym))
-            if own is not None:
-                self.put(row, own, "")
+        for place in self.candidate.table.places(COLUMNS[name]):
+            self.put(row, str(self.candidate.table.frame.columns[place]), "")
 
     def run(self) -> None:
         """All checks in their order: later ones rely on what earlier ones restored or emptied."""
