@@ -244,6 +244,8 @@ def test_slices_of_another_image_in_the_folder_are_left_out(tmp_path: Path) -> N
     with contextlib.ExitStack() as stack:
         chosen = read._one_image(folder, stack)
         assert [p.resolve().name for p in chosen.iterdir()] == ["ADNI_MR_br_raw_1_S1_I77.dcm"]
+        by_slice = read._one_image(folder / "ADNI_MR_br_raw_1_S1_I88.dcm", stack)
+        assert [p.resolve().name for p in by_slice.iterdir()] == ["ADNI_MR_br_raw_1_S1_I88.dcm"]
     (folder / "ADNI_MR_br_raw_1_S1_I88.dcm").unlink()
     with contextlib.ExitStack() as stack:
         assert read._one_image(folder, stack) == folder

@@ -491,18 +491,18 @@ class _Candidate:
 
 def _read_dicom(path: Path) -> Volume:
     """Convert a DICOM file or folder (any nesting) and take its T1-like 3-D series of most slices."""
+    with contextlib.ExitStack() as stack:
+        return _convert_dicom(_one_image(path, stack))
+
+
+def _one_image(path: Path, stack: contextlib.ExitStack) -> Path:
+    """The folder (of a slice) itself, or links to the slices of one image where the folder holds slices of several.
+
+    Downloads from LONI name each slice after its image (``..._I45108.dcm``) and sometimes mix two images. Which is
+    meant is told by the folder ``I45108``, or by the slice that is given in its place.
+    """
     folder = path if path.is_dir() else path.parent
     number = re.fullmatch(r"I(\d+)", path.name) if path.is_dir() else re.search(r"_I(\d+)\.[^.]+$", path.name)
-    with contextlib.ExitStack() as stack:
-        return _convert_dicom(_one_image(folder, number, stack))
-
-
-def _one_image(folder: Path, number: re.Match[str] | None, stack: contextlib.ExitStack) -> Path:
-    """The folder itself, or links to the slices of one image where the folder holds slices of several.
-
-    Downloads from LONI name each slice after its image (``..._I45108.dcm``) and sometimes mix two images. The image's
-    ``number`` comes from the folder ``I45108``, or from the slice that was given in its place.
-    """
     if number is None:
         return folder
     slices = [p for p in folder.rglob("*") if p.is_file() and re.search(r"_I\d+\.[^.]+$", p.name)]
