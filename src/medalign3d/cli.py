@@ -1,4 +1,5 @@
-"""The command line: ``medalign3d ingest | normalize | predict | profile | doctor | explain | why-missing``.
+"""The command line: ``medalign3d ingest | normalize | predict | simulate | table1 | profile | doctor``, and ``explain``
+and ``why-missing`` for one image or person.
 
 Exit codes: 0 done; 1 an error that the message explains, or a doctor that found something missing; 2 wrong usage;
 3 done, but some inputs were quarantined. ``why-missing``: 0 all is in the result, 3 something was stopped with a
@@ -183,6 +184,46 @@ def _profile(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _simulate(arguments: argparse.Namespace) -> int:
+    import time
+
+    out = Path(arguments.out)
+    started = time.monotonic()
+    if arguments.size == "table1":
+        from medalign3d.simulate.table1 import simulate_table1
+
+        seed = 7 if arguments.seed is None else arguments.seed
+        for cohort, files in simulate_table1(out, seed=seed).items():
+            print(f"{cohort}: {files:,} image files listed, tables written")
+    else:
+        from medalign3d.simulate import simulate_cohort
+
+        params = _params(arguments.params)
+        if arguments.seed is not None:
+            params = params.model_copy(update={"simulate": params.simulate.model_copy(update={"seed": arguments.seed})})
+        for cohort in params.simulate.cohorts:
+            counts = simulate_cohort(cohort, params, out / cohort, out / "truth" / cohort)
+            print(f"{cohort}: {counts['people']} people, {counts['images']} images, {counts['faults']} planted faults")
+    print(f"SIMULATED cohorts are in {out} ({time.monotonic() - started:.0f} s); they say nothing about real patients")
+    return EXIT_DONE
+
+
+def _table1(arguments: argparse.Namespace) -> int:
+    from medalign3d.ehr.harmonize import write_harmonized
+    from medalign3d.report.make_table1 import cohort_folders, harmonize_folders, params_for, table1_of_harmonized
+
+    data, out = Path(arguments.data), Path(arguments.out)
+    folders = cohort_folders(data)
+    params = params_for(_params(arguments.params), folders, arguments.form, arguments.read_images)
+    result = harmonize_folders(folders, params, print)
+    table = table1_of_harmonized(result, params.report.minimum_cell)
+    write_harmonized(result, out / "ehr")
+    table.write(out)
+    print(table.text())
+    print(f"{table.name}.csv, .md, .tex and the harmonized tables (ehr) are in {out}")
+    return EXIT_DONE
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from medalign3d.doctor import examine, examine_cohort
 
@@ -303,6 +344,34 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     predict.add_argument("--model", metavar="DIR", help="a trained run (default: the registered best one)")
     predict.set_defaults(run=_predict)
+
+    simulate = add(
+        "simulate",
+        "write simulated cohorts in the custodians' layouts: small with images, or the published size without",
+        "  medalign3d simulate --size table1 --out simulated     # 30,371 rows in the published form, no voxels\n"
+        "  medalign3d simulate --size mini --out simulated       # as params.yaml says, with images",
+    )
+    simulate.add_argument("--size", choices=("mini", "table1"), default="mini", help="default: mini")
+    simulate.add_argument("--out", required=True, metavar="DIR", help="gets one folder for each cohort")
+    simulate.add_argument("--seed", type=int, metavar="N", help="changes everybody (default: 7, or params.yaml's)")
+    simulate.set_defaults(run=_simulate)
+
+    table1 = add(
+        "table1",
+        "Table 1 of the cohorts in a folder, from their tables and the images' paths",
+        "  medalign3d table1 --data simulated --out tables --form table1_emulation\n"
+        "  medalign3d table1 --data ~/cohorts --out tables         # ~/cohorts/ADNI, ~/cohorts/NACC ...",
+    )
+    table1.add_argument("--data", required=True, metavar="DIR", help="holds folders named ADNI, NACC, OASIS ...")
+    table1.add_argument("--out", required=True, metavar="DIR", help="where the table and the harmonized tables go")
+    table1.add_argument(
+        "--form",
+        choices=("clean", "table1_emulation"),
+        default="clean",
+        help="clean: acquired scans (default); table1_emulation: what the published table counted",
+    )
+    table1.add_argument("--read-images", action="store_true", help="open and check every image (slow); default: do not")
+    table1.set_defaults(run=_table1)
 
     profile = add(
         "profile",

@@ -29,7 +29,7 @@ def cohort_folders(data: Path) -> dict[str, Path]:
             "no cohort's folder was found",
             where=data,
             expected=f"folders named {', '.join(COHORT_NAMES)} (links will do)",
-            remedy="name the folder that holds them, or make simulated ones: medalign3d simulate --size table1 --out DIR",
+            remedy="name the folder that holds them, or simulate them: medalign3d simulate --size table1 --out DIR",
         )
     return found
 
@@ -83,5 +83,5 @@ def table1_of_harmonized(result: Harmonized, minimum_cell: int) -> Table:
         simulated=result.simulated,
         images_read=result.images_read,
         minimum_cell=minimum_cell,
-        commit=git_commit(Path(__file__).parent),
+        commit=git_commit(),
     )

@@ -124,19 +124,26 @@ def table1_of(
 
     def add(label: str, cells: Mapping[str, str], total: str, block: str) -> None:
         rows.append([label, *(cells.get(cohort, MISSING) for cohort in counted), total])
+        # What the authors reported is about the real cohorts, whoever is counted beside it.
+        made: dict[str, Any] = {"form": "", "simulated": False, "images_read": ""}
+        if block == "counted":
+            made = {"form": form, "simulated": simulated, "images_read": images_read}
         for cohort in counted:
-            # What the authors reported is about the real cohorts, whoever is counted beside it.
             shown = cohort if block == "reported" else names[cohort]
-            tidy.append({"block": block, "quantity": label, "cohort": shown, "value": cells.get(cohort, MISSING)})
+            value = cells.get(cohort, MISSING)
+            tidy.append({"block": block, "quantity": label, "cohort": shown, "value": value, **made})
         if total:
-            tidy.append({"block": block, "quantity": label, "cohort": "all", "value": total})
+            tidy.append({"block": block, "quantity": label, "cohort": "all", "value": total, **made})
 
     def number(value: int) -> str:
         return f"<{minimum_cell}" if 0 < value < minimum_cell else f"{value:,}"
 
-    def plain(label: str, name: str, total: bool = True) -> None:
+    def plain(label: str, name: str) -> None:
         values = {cohort: values[name] for cohort, values in counted.items()}
-        add(label, {c: number(v) for c, v in values.items()}, number(sum(values.values())) if total else "", "counted")
+        # A total beside one suppressed count would give it away.
+        hidden = sum(0 < value < minimum_cell for value in values.values()) == 1
+        shown = "suppressed" if hidden else number(sum(values.values()))
+        add(label, {cohort: number(value) for cohort, value in values.items()}, shown, "counted")
 
     plain("images", "images")
     if form == "table1_emulation":
@@ -175,7 +182,8 @@ def table1_of(
         notes.append(
             "The images are not independent: they are "
             f"{number(int(images['person_id'].nunique()))} people, and an effective sample is nearer to the people "
-            "than to the images. These rows are for comparing counts; models are never trained or evaluated on them."
+            "than to the images. In NACC every file of a session counts, T1-weighted or not. These rows are for "
+            "comparing counts; models are never trained or evaluated on them."
         )
     if "ADNI" in reported:
         adni = reported["ADNI"]
@@ -194,10 +202,8 @@ def table1_of(
         notes.append("Images were not opened: damaged, empty or duplicated ones are counted.")
     notes.append(f"{len(images):,} rows; commit {commit[:12] or 'unknown'}.")
     frame = _frame(tidy)
-    frame["form"], frame["simulated"], frame["images_read"] = form, simulated, images_read
-    frame.loc[frame["block"] == "reported", ["form", "simulated", "images_read"]] = ["", False, ""]
     title = f"Table 1. Cohorts, form {form}" + (" (SIMULATED people)" if simulated else "")
-    return Table(f"table1_{form}", title, header, rows, frame, sections, notes)
+    return Table(f"table1_{form.removeprefix('table1_')}", title, header, rows, frame, sections, notes)
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -39,7 +39,11 @@ def exact_subset(sizes: Sequence[int], target: int, order: Iterable[int]) -> set
     places = list(order)
     chosen: set[int] = set()
     total = 0
-    for place in places:
+    # The last few units of one are kept for closing the gap that larger ones leave.
+    largest = max((sizes[place] for place in places), default=0)
+    kept = [place for place in places if sizes[place] == 1][-largest:] if largest else []
+    reserve = set(kept)
+    for place in [*(place for place in places if place not in reserve), *kept]:
         if sizes[place] > 0 and total + sizes[place] <= target:
             chosen.add(place)
             total += sizes[place]
