@@ -71,6 +71,7 @@ DAYS_PER_MONTH = DAYS_PER_YEAR / 12
 CLINICAL_COLUMNS: dict[str, str] = {
     "mmse": "Float32",
     "mmse_source": "string",
+    "mmse_age_days": "Float32",
     "moca": "Float32",
     "cdr_global": "Float32",
     "cdr_global_source": "string",
@@ -433,6 +434,8 @@ class Ingest:
         self.files = list_files(root) if self.images_read else list_unread_files(root)
         self.images: list[FoundImage] = []
         self.visits: dict[tuple[str, str], Visit] = {}
+        #: Fields of a (subject, visit code) that :meth:`collect` emptied because rows differ on them.
+        self.conflicting: dict[tuple[str, str], set[str]] = {}
         self._quarantine: list[dict[str, Any]] = []
         self._field_issues: list[dict[str, Any]] = []
         self._sources: list[dict[str, Any]] = []
@@ -728,6 +731,7 @@ class Ingest:
                 names = sorted(merged[name].rule for name in conflicts)
                 for name in conflicts:
                     del merged[name]
+                self.conflicting.setdefault(key, set()).update(conflicts)
                 self.visit_note(
                     QuarantineReason.DUPLICATE_KEY_CONFLICT,
                     *key,

@@ -180,7 +180,7 @@ def _is_nifti(name: str) -> bool:
     return name.lower().endswith(NIFTI_SUFFIXES)
 
 
-def _may_be_dicom(name: str) -> bool:
+def may_be_dicom(name: str) -> bool:
     """Whether a name is that of a DICOM slice, or says nothing (slices are often named by their UID)."""
     lower = name.lower()
     if PurePosixPath(lower).name == "dicomdir":
@@ -192,7 +192,7 @@ def _is_dicom(content: bytes) -> bool:
     return content[128:132] == b"DICM"
 
 
-def _holds_dicom(names: list[str], start_of: Callable[[str], bytes]) -> bool:
+def holds_dicom(names: list[str], start_of: Callable[[str], bytes]) -> bool:
     """Whether files of one folder are DICOM slices: by their suffix, or by how the first ones begin."""
     if any(name.lower().endswith(DICOM_SUFFIXES) for name in names):
         return True
@@ -205,7 +205,8 @@ def _holds_dicom(names: list[str], start_of: Callable[[str], bytes]) -> bool:
     return False
 
 
-def _start_of(path: Path) -> bytes:
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file, enough to tell a DICOM slice."""
     with path.open("rb") as stream:
         return stream.read(132)
 
@@ -281,11 +282,11 @@ class _Finder:
                     add(PurePosixPath(one.name).name, ImageFile(path, "nifti", (path,)), problem=one.why)
                 folders: dict[str, list[str]] = {}
                 for member in members:
-                    if not _is_nifti(member) and _may_be_dicom(member):
+                    if not _is_nifti(member) and may_be_dicom(member):
                         folders.setdefault(str(PurePosixPath(member).parent), []).append(member)
                 series = 0
                 for folder, slices in sorted(folders.items()):
-                    if not _holds_dicom(slices, lambda name: next(archive.chunks(name), b"")):
+                    if not holds_dicom(slices, lambda name: next(archive.chunks(name), b"")):
                         continue
                     series += 1
                     inside = "" if folder == "." else folder
@@ -347,10 +348,10 @@ def find_session_files(root: Path, files: Iterable[str], locators: Locators) -> 
             finder.add_nifti(path, all_files)
         elif lower.endswith(".zip"):
             finder.add_archive(path)
-        elif _may_be_dicom(path):
+        elif may_be_dicom(path):
             folders.setdefault(str(PurePosixPath(path).parent), []).append(path)
     for folder, slices in sorted(folders.items()):
-        if not _holds_dicom(slices, lambda name: _start_of(root / name)):
+        if not holds_dicom(slices, lambda name: start_of(root / name)):
             continue
         finder.add_dicom_folder("" if folder == "." else folder, slices)
     return finder.found
