@@ -27,7 +27,7 @@ from medalign3d.printing import count, labelled, paragraph
 from medalign3d.results import Results, key_of, plain_records
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".7z", ".rar")
-READS_ZIP = ("ADNI", "AIBL", "NACC")
+READS_ZIP = ("ADNI", "AIBL", "NACC", "MIRIAD", "IXI")
 """Cohorts whose zip archives are read as they are; all other archives must be unpacked."""
 ID_COLUMNS = frozenset((
     "rid", "ptid", "subject", "subject_id", "subjectid", "naccid", "oasisid", "id", "mri_id", "mr_id",
@@ -164,7 +164,7 @@ def recognise(cohort: str, path: str) -> tuple[bool, str]:
         )  # fmt: skip
     if cohort == "MIRIAD":
         named = bool(miriad.FILE_NAME.fullmatch(name)) or any(
-            miriad.SESSION_FOLDER.fullmatch(part) for part in PurePosixPath(path).parts[:-1]
+            miriad.scan_of(part) is not None for part in PurePosixPath(path).parts[:-1]
         )
         return named, "its name is a MIRIAD one" if named else "neither file nor folder is named as MIRIAD names them"
     if cohort == "IXI":

@@ -15,7 +15,7 @@ from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 READ_IN_PLACE = (".zip", ".tar")
-UNPACK_FIRST = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+UNPACK_FIRST = (".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".7z", ".rar")
 
 
 def is_nifti(name: str) -> bool:
