@@ -616,6 +616,37 @@ def test_an_archive_of_a_session_without_an_image_is_reported(tmp_path: Path) ->
     assert reason_names(run("NACC", tmp_path)) == ["IMAGE_UNREADABLE"]
 
 
+def test_archives_that_have_to_be_unpacked_first_are_remarked_on(tmp_path: Path) -> None:
+    one_session(tmp_path)
+    with zipfile.ZipFile(tmp_path / "download.zip", "w") as outer:
+        outer.write(tmp_path / "mri" / "mri1ni.zip", "mri7ni.zip")
+    (tmp_path / "rest.tgz").write_bytes(b"not looked at")
+    result = run("NACC", tmp_path)
+    assert len(result.images) == 1
+    assert reason_names(result) == ["IMAGE_WITHOUT_FILE"] * 2
+    assert result.quarantine["detail"].str.contains("unpack it").all()
+
+
+@pytest.mark.parametrize(
+    ("field", "maker", "expected"),
+    [(1, 1, (1.5, "GE")), (2, 2, (3.0, "Siemens")), (5, 3, (None, "Philips")), (7, 5, (None, None)), (8, 8, (None, None)),
+     ("9.0", "9", (None, None)), ("", ".", (None, None))],
+)  # fmt: skip
+def test_scanner_codes_of_the_mri_table(tmp_path: Path, field: Any, maker: Any, expected: tuple[Any, Any]) -> None:
+    one_session(tmp_path, {}, {"MRIFIELD": field, "MRIMANU": maker})
+    result = run("NACC", tmp_path)
+    assert (only(result)["field_strength_t"], only(result)["manufacturer"]) == expected
+    assert result.quarantine.empty
+
+
+def test_the_header_goes_before_the_table_and_gauss_are_tesla(tmp_path: Path) -> None:
+    one_session(tmp_path, {}, {"MRIFIELD": 2, "MRIMANU": 1})
+    header = {**MPRAGE, "MagneticFieldStrength": 15000, "Manufacturer": "Philips", "ManufacturersModelName": "Intera"}
+    nacc_session(tmp_path, "mri1", {"T1": (image_bytes(1), header)})
+    record = only(run("NACC", tmp_path))
+    assert (record["field_strength_t"], record["manufacturer"], record["scanner_model"]) == (1.5, "Philips", "Intera")
+
+
 # ------------------------------------------------------------------------------------------------------------- T1 pick
 
 
@@ -741,6 +772,15 @@ def test_scan_images_are_t1_by_series_name_and_dated_by_the_scan_table(tmp_path:
     }
     assert images["SCAN_I1000001/image.nii"]["field_strength_t"] == 3
     assert reason_names(result) == ["FILE_WITHOUT_RECORD", "NOT_T1"]
+
+
+def test_a_scan_image_as_dicom_is_dated_by_its_headers(tmp_path: Path) -> None:
+    visits(tmp_path, {"VISITYR": 2022})
+    path = tmp_path / "scan" / "SCAN_NACC000001_I42_MPRAGE.zip"
+    dicom_zip(path, {"a": (1, {"SeriesDescription": "MPRAGE", "StudyDate": "20220115"})}, suffix=".dcm")
+    record = only(run("NACC", tmp_path))
+    assert (record["scan_date"], record["match_delta_days"]) == (datetime.date(2022, 1, 15), 5)
+    assert (record["session_id"], record["source_format"]) == ("ses-SCAN01", "dicom")
 
 
 def test_a_scan_image_of_another_participant_is_dropped(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from medalign3d.cohorts.nacc_files import (
     pick_rank,
     split_series,
 )
+from medalign3d.cohorts.packed import remark_on
 from medalign3d.cohorts.tables import Row, Table, describe_tables, headers
 from medalign3d.cohorts.values import (
     CDR_GLOBAL,
@@ -943,7 +944,8 @@ class _Reader:
         """Find, place and check all image files."""
         book = self.book
         locators = Locators(self.rows)
-        files = find_session_files(self.root, book.files, locators)
+        files, unread = find_session_files(self.root, book.files, locators)
+        remark_on(book, unread)
         if not self.has_mri_table and any(item.scan is None for item in files):
             raise self.missing_mri_table
         on_disk = {item.locator for item in files}

@@ -25,6 +25,7 @@ from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile
 from medalign3d.cohorts.values import parse_float
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+PACKED_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".7z", ".rar")
 DICOM_SUFFIXES = (".dcm", ".ima")
 THINNEST_REFORMAT_MM = 2.0  # slices this thick are reformats or two-dimensional series
 UNKNOWN_THICKNESS_MM = 9.0
@@ -247,6 +248,7 @@ class _Finder:
     root: Path
     locators: Locators
     found: list[SessionFile] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
 
     def add_archive(self, path: str) -> None:
         name = PurePosixPath(path).name
@@ -294,7 +296,10 @@ class _Finder:
                         inside or "dicom",
                         ImageFile(f"{path}{ZIP_SEPARATOR}{inside}", "dicom", tuple(sorted(slices))),
                     )
-                if is_session and not niftis and not refused and not series:
+                inner = [member for member in members if member.lower().endswith(PACKED_SUFFIXES)]
+                if inner and not niftis and not series:
+                    self.unread[path] = f"the archive holds {len(inner)} further archives; unpack it"
+                elif is_session and not niftis and not refused and not series:
                     unusable("the archive holds no image")
         except ArchiveError as error:
             unusable(error.what if error.found is None else f"{error.what}: {error.found}")
@@ -321,7 +326,9 @@ class _Finder:
         self.found.append(SessionFile(locator, inner, file, sidecar=sidecar, scan=scan))
 
 
-def find_session_files(root: Path, files: Iterable[str], locators: Locators) -> list[SessionFile]:
+def find_session_files(
+    root: Path, files: Iterable[str], locators: Locators
+) -> tuple[list[SessionFile], dict[str, str]]:
     """Every image file in session folders and session archives, those that are no T1-weighted volume included.
 
     Parameters
@@ -335,9 +342,10 @@ def find_session_files(root: Path, files: Iterable[str], locators: Locators) -> 
 
     Returns
     -------
-    list of SessionFile
+    tuple
         NIfTI files, and folders of DICOM slices (see :func:`split_series`); an archive that cannot be read, or that is
-        named like a session and holds no image, is one entry with its problem.
+        named like a session and holds no image, is one entry with its problem. And archive -> why it has to be unpacked
+        first.
     """
     finder = _Finder(root, locators)
     all_files = set(files)
@@ -348,13 +356,15 @@ def find_session_files(root: Path, files: Iterable[str], locators: Locators) -> 
             finder.add_nifti(path, all_files)
         elif lower.endswith(".zip"):
             finder.add_archive(path)
+        elif lower.endswith(PACKED_SUFFIXES):
+            finder.unread[path] = "the archive is still packed; unpack it"
         elif may_be_dicom(path):
             folders.setdefault(str(PurePosixPath(path).parent), []).append(path)
     for folder, slices in sorted(folders.items()):
         if not holds_dicom(slices, lambda name: start_of(root / name)):
             continue
         finder.add_dicom_folder("" if folder == "." else folder, slices)
-    return finder.found
+    return finder.found, finder.unread
 
 
 def keys_of(files: Iterable[SessionFile]) -> dict[int, str]:
