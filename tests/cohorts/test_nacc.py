@@ -629,8 +629,8 @@ def test_archives_that_have_to_be_unpacked_first_are_remarked_on(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("field", "maker", "expected"),
-    [(1, 1, (1.5, "GE")), (2, 2, (3.0, "Siemens")), (5, 3, (None, "Philips")), (7, 5, (None, None)), (8, 8, (None, None)),
-     ("9.0", "9", (None, None)), ("", ".", (None, None))],
+    [(1, 1, (1.5, "GE")), (2, 2, (3.0, "Siemens")), (5, 3, (None, "Philips")), (7, 5, (None, None)),
+     (8, 8, (None, None)), ("9.0", "9", (None, None)), ("", ".", (None, None))],
 )  # fmt: skip
 def test_scanner_codes_of_the_mri_table(tmp_path: Path, field: Any, maker: Any, expected: tuple[Any, Any]) -> None:
     one_session(tmp_path, {}, {"MRIFIELD": field, "MRIMANU": maker})
