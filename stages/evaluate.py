@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common import DATA, language_model_argument, run_stage
 
+from medalign3d.ehr.splits import benchmark_parameters
 from medalign3d.evaluation.predict import evaluate_language_model, write_predictions
 from medalign3d.evaluation.summary import accuracies
 from medalign3d.files import write_json
@@ -27,7 +28,8 @@ def main(params: Params) -> None:
         out = DATA / "evaluation" / name
         write_predictions(out / "predictions.parquet", predictions)
         write_json(out / "mlflow_run.json", run.record)
-    shown = table[(table["text_ablation"] == params.evaluate.headline_text) & (table["split"] != "val")]
+    headline = [params.headline_text(benchmark_parameters(name, params).cohort) for name in table["benchmark"]]
+    shown = table[(table["text_ablation"] == headline) & (table["split"] != "val")]
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -93,3 +93,10 @@ def test_every_leaf_of_the_demo_is_checked(params_text):
         node[path[-1]] = object()
         with pytest.raises(ParameterError):
             validate_params(broken)
+
+
+def test_the_headline_of_oasis_is_without_the_cdr(demo_params):
+    assert demo_params.headline_text("OASIS") == "no_cdr"
+    assert {demo_params.headline_text(cohort) for cohort in ("ADNI", "NACC", "AIBL", "MIRIAD", "IXI")} == {"full"}
+    fewer = demo_params.evaluate.model_copy(update={"headline_text": "demographics_only"})
+    assert demo_params.model_copy(update={"evaluate": fewer}).headline_text("OASIS") == "demographics_only"

@@ -339,6 +339,16 @@ class Params(Section):
         """The folder in which a cohort's native files lie, relative to the project."""
         return Path(self.external.roots.get(cohort, f"data/raw/{cohort}"))  # type: ignore[call-overload]
 
+    def headline_text(self, cohort: str) -> TextAblation:
+        """The text of a cohort's headline figures: ``evaluate.headline_text``, for OASIS never with the CDR.
+
+        The OASIS label *is* the global CDR, so a record that prints it holds the answer. Where ``no_cdr`` is not
+        evaluated, the headline text stays as it is.
+        """
+        headline = self.evaluate.headline_text
+        hidden = cohort == "OASIS" and headline == "full" and "no_cdr" in self.evaluate.text_ablations
+        return "no_cdr" if hidden else headline
+
     @model_validator(mode="after")
     def _consistent(self) -> Params:
         problems: list[str] = []

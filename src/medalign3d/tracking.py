@@ -630,7 +630,8 @@ def register_best(params: Params, root: Path = Path(".")) -> dict[str, Any]:
                 + (
                     "Trained on SIMULATED people: of no use for patients."
                     if params.simulated
-                    else "Not a medical device."
+                    else "Not a medical device. Cohorts can share people that no table links (ADNI, NACC and OASIS-3; "
+                    "OASIS-3 and OASIS-1/-2): a test result of one cohort with another in training carries that caveat."
                 ),
             )
         same = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("content") == content]

@@ -11,7 +11,7 @@ import pytest
 
 from medalign3d.errors import InputError
 from medalign3d.evaluation.metrics import wilson_interval
-from medalign3d.report import published, tables
+from medalign3d.report import labels, published, tables
 from medalign3d.report.provenance import Provenance, collect
 from medalign3d.report.questions import read_answers, table3
 from medalign3d.report.table import Table, latex_escape
@@ -87,6 +87,24 @@ def test_simulated_columns_carry_the_label_and_real_ones_never_do(made, demo_par
         text = table.markdown() + table.latex() + table.tidy.to_csv()
         assert "SIM-" not in text
         assert "SIMULATED" not in text
+
+
+def test_the_oasis_headline_never_shows_the_cdr(made, demo_params):
+    tidy = made["table2"].tidy
+    texts = tidy[tidy["text_ablation"].isin(list(labels.TEXT_ABLATIONS))].groupby("benchmark")["text_ablation"].unique()
+    for name, benchmark in demo_params.split.benchmarks.items():
+        expected = "no_cdr" if benchmark.cohort == "OASIS" else "full"
+        assert texts[f"SIM-{name}"].tolist() == [expected]
+    assert any("SIM-OASIS-2x" in cell and "without CDR" in cell for cell in made["table2"].header)
+    assert not any("SIM-ADNI-3x" in cell and "without CDR" in cell for cell in made["table2"].header)
+    # One row per setting, however many texts its columns show.
+    ablation = made["table_text_ablation"].tidy
+    own = ablation[(ablation["benchmark"] == "SIM-OASIS-2x") & (ablation["text_ablation"] == "no_cdr")]
+    shown = tidy[(tidy["benchmark"] == "SIM-OASIS-2x") & (tidy["text_ablation"] == "no_cdr")]
+    keys = ["language_model", "setting", "metric"]
+    merged = shown.merge(own, on=keys, suffixes=("", "_ablation"))
+    assert len(merged) == len(shown) > 0
+    assert (merged["mean"] == merged["mean_ablation"]).all()
 
 
 def test_published_figures_stand_apart(made):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medalign3d import files
-from medalign3d.ehr.questions import QUESTIONS
+from medalign3d.ehr.questions import QUESTIONS, get_question
 from medalign3d.ehr.splits import read_assignment
+from medalign3d.ehr.text import clauses
 from medalign3d.errors import InputError, ParameterError
 from medalign3d.params import Params
 from medalign3d.training.data import TrainingData, Volumes, read_images, shuffled_rows, split_column
@@ -112,6 +113,50 @@ def test_fields_and_whole_texts_are_dropped(project: Path, params: Params) -> No
             if s.text and dropped.records[s.row]["dataset"] == cohort and s.question_name.startswith("diagnosis")
         ]
         assert 0.2 < np.mean(["education" in text for text in rows]) < 0.8
+
+
+def test_each_field_is_dropped_at_its_rate_and_the_question_never(project: Path, params: Params) -> None:
+    rate = 0.4
+    section = params.pretrain.model_copy(
+        update={"field_dropout": rate, "text_dropout": 0.0, "finding_question_fraction": 0.0}
+    )
+    changed = params.model_copy(update={"pretrain": section})
+    data = TrainingData.from_files(changed, 0, data_dir=project / "data")
+    again = TrainingData.from_files(changed, 0, data_dir=project / "data")
+    other = TrainingData.from_files(changed, 1, data_dir=project / "data")
+    samples = [sample for step in range(120) for sample in data.samples(step)]
+    # The same seed gives the same texts, another one does not.
+    assert [s.text for s in samples] == [s.text for step in range(120) for s in again.samples(step)]
+    assert [s.text for s in samples] != [s.text for step in range(120) for s in other.samples(step)]
+    offered: dict[str, int] = {}
+    printed: dict[str, int] = {}
+    for sample in samples:
+        hidden = get_question(sample.question_name).hidden_fields
+        parts = clauses(data.records[sample.row], drop_fields=hidden, **data.text_options)
+        left = sample.text.removesuffix(".").lower().split("; ")
+        for field, clause in parts.items():
+            offered[field] = offered.get(field, 0) + 1
+            printed[field] = printed.get(field, 0) + (clause.lower() in left)
+        # What is printed is exactly a subset of the record's clauses, in their order.
+        assert [c.lower() for c in parts.values() if c.lower() in left] == [c for c in left if c]
+        question = get_question(sample.question_name)
+        assert sample.question.startswith(question.text)
+        assert all(answer in sample.question for answer in question.answers.values())
+        assert sample.answer == question.answers[sample.label]
+    assert {"age", "sex", "education", "mmse"} <= set(offered)
+    for field, count in offered.items():
+        if count >= 100:
+            tolerance = 4.5 * (rate * (1 - rate) / count) ** 0.5
+            assert abs(printed[field] / count - (1 - rate)) < tolerance, field
+
+
+def test_evaluation_texts_are_never_thinned_out(data: TrainingData) -> None:
+    for item in data.evaluation_items():
+        options = data.text_options
+        hidden = get_question(item.question_name).hidden_fields
+        expected = "; ".join(clauses(data.records[item.row], drop_fields=hidden, **options).values())
+        text = data.text_of(item.row, "full", item.question_name)
+        assert text.lower() == (f"{expected}.".lower() if expected else "")
 
 
 @given(

@@ -230,6 +230,47 @@ IMAGE_COLUMNS: tuple[Column, ...] = (
 HARMONIZED_COLUMNS: tuple[Column, ...] = tuple(column for column in IMAGE_COLUMNS if column.stage == "harmonize")
 COLUMN_BY_NAME: dict[str, Column] = {column.name: column for column in IMAGE_COLUMNS}
 
+SOURCES: dict[str, str] = {
+    "release": "ADNI COLPROT; NACC freeze; OASIS-1/2/3; AIBL extract",
+    "native_subject_id": "ADNI PTID; NACC NACCID; OASIS id; AIBL RID; MIRIAD miriad_###",
+    "native_image_key": "ADNI, AIBL image number; NACC NACCMRFI and file; OASIS, MIRIAD session and scan",
+    "field_strength_t": "ADNI XML, MPRAGEMETA; NACC MRIFIELD; OASIS-1/2 1.5; OASIS-3 json; AIBL table; MIRIAD 1.5",
+    "qc_score": "ADNI series_quality: 1 best, 4 unusable",
+    "selection_rank": "order of preference within the session",
+    "scan_date": "ADNI, NACC, AIBL; never OASIS or MIRIAD",
+    "scan_day": "OASIS-2 MR Delay; OASIS-3 d####; MIRIAD week table; else from dates",
+    "visit_code": "ADNI VISCODE2; NACC NACCVNUM; OASIS MR1, d0129; AIBL VISCODE; MIRIAD 01",
+    "sex": "ADNI PTGENDER; NACC SEX; OASIS M/F, GENDER; AIBL PTGENDER; MIRIAD file name",
+    "educ_years": "ADNI PTEDUCAT; NACC EDUC; OASIS-2 EDUC; OASIS-3 EDUC",
+    "educ_code": "OASIS-1 Educ; others from years",
+    "ses": "OASIS-1/2/3 SES",
+    "handedness": "ADNI PTHAND; NACC HANDED; OASIS Hand",
+    "mmse": "ADNI MMSE, MMSCORE; NACC NACCMMSE; OASIS MMSE; AIBL MMSCORE; MIRIAD MMSE",
+    "moca": "ADNI MOCA; NACC NACCMOCA",
+    "cdr_global": "ADNI CDGLOBAL; NACC CDRGLOB; OASIS CDR, CDRTOT; AIBL CDGLOBAL; MIRIAD CDR",
+    "cdr_sb": "ADNI CDRSB; NACC CDRSUM; OASIS-3 CDRSUM; MIRIAD where given",
+    "lm_immediate": "ADNI LIMMTOTAL; NACC LOGIMEM; AIBL LIMMTOTAL; OASIS-3 LOGIMEM",
+    "lm_delayed": "ADNI LDELTOTAL; NACC MEMUNITS; AIBL LDELTOTAL; OASIS-3 MEMUNITS",
+    "gds": "NACC NACCGDS",
+    "faq": "ADNI FAQ",
+    "apoe_genotype": "ADNI GENOTYPE or APGEN1/2; NACC NACCAPOE; OASIS-3 APOE; AIBL APGEN1/2",
+    "apoe4_count": "ADNI APOE4; others from the genotype; NACC NACCNE4S",
+    "hippocampus_mm3": "ADNI Hippocampus; NACC HIPPOVOL x 1000",
+    "ventricles_mm3": "ADNI Ventricles; NACC LATVENT x 1000",
+    "brain_mm3": "ADNI WholeBrain; NACC NACCBRNV x 1000; OASIS-1/2 nWBV x eTIV x 1000",
+    "icv_mm3": "ADNI ICV; NACC NACCICV x 1000; OASIS-1/2 eTIV x 1000",
+    "labs": "ADNI, AIBL LABDATA",
+    "history": "NACC UDS; AIBL medhist",
+    "dx_native": "ADNI DX, DXSUM; NACC NACCUDSD; OASIS CDR or UDS form; AIBL DXCURREN; MIRIAD group",
+    "dx_subject_level": "ADNI DX_bl; OASIS-2 Group; MIRIAD group",
+    "dx3": "label rules (label_rules.md)",
+    "dx2": "label rules (label_rules.md)",
+    "mci_stage": "label rules; ADNI",
+    "mci_course": "label rules; ADNI, NACC, OASIS-3, AIBL",
+    "dementia_etiology": "NACC NACCALZD; OASIS-3 UDS form",
+}
+"""Column to where its values come from, by cohort; columns that are not listed are the project's own."""
+
 _VISIT_NAMES = (
     "sex", "age_years", "age_precision", "educ_years", "educ_code", "ses", "handedness", "mmse", "mmse_source", "moca",
     "cdr_global", "cdr_sb", "cdr_global_source", "cdr_sb_source", "lm_immediate", "lm_delayed", "lm_source", "gds",
@@ -495,10 +536,14 @@ def data_dictionary_markdown() -> str:
     lines = [
         "# Harmonized images: data dictionary",
         "",
-        "One row per accepted image. *Known after* names the stage that fills the column.",
+        "<!-- Made by `python docs/write_reference.py` from src/medalign3d/ehr/schema.py; do not edit. -->",
         "",
-        "| column | type | unit | allowed | may be missing | meaning | known after |",
-        "|---|---|---|---|---|---|---|",
+        "One row per accepted image. *Known after* names the stage that fills the column: `images.parquet` holds those "
+        "of `harmonize`, `data/volumes/*/index.parquet` those of `normalize` (as `path` and `sha256`), "
+        "`data/splits/assignment.parquet` those of `split`. *dictionary* is text with a closed vocabulary.",
+        "",
+        "| column | type | unit | allowed | may be missing | meaning | source | known after |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for column in IMAGE_COLUMNS:
         cells = (
@@ -508,7 +553,29 @@ def data_dictionary_markdown() -> str:
             _rule(column),
             "yes" if column.nullable else ("where images were not read" if column.needs_voxels else "no"),
             column.doc,
+            SOURCES.get(column.name, ""),
             column.stage,
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += [
+        "",
+        "## Beside the images",
+        "",
+        "| table | one row per | columns |",
+        "|---|---|---|",
+        "| `visits.parquet` | clinical visit, also without an image | "
+        + ", ".join(f"`{column.name}`" for column in VISIT_COLUMNS)
+        + " |",
+        "| `persons.parquet` | participant | `participant_id`, `person_id` (shared by linked participants), `dataset`, "
+        "`link_rule`, `sex`, `images` |",
+        "| `quarantine.parquet` | thing dropped, emptied or remarked on | `dataset`, `level`, `key_json`, "
+        "`source_file`, `source_row`, `reason` ([quarantine_reasons.md](quarantine_reasons.md)), `detail`, "
+        "`severity`, `run_id` (`ingest` or `harmonize`) |",
+        "| `field_issues.parquet` | cell that was emptied | `dataset`, `native_subject_id`, `visit_code`, `column`, "
+        "`source_file`, `source_row`, `reason` |",
+        "| `sources.parquet` | table that was read | `dataset`, `file`, `sha256`, `rows`, `bad_lines`, `used_for` |",
+        "| `counts.parquet` | cohort | `found` = `read` + `dropped_by_ingest`; `read` = `images` + "
+        "`dropped_by_harmonize` |",
+        "| `checks.parquet` | implausible but kept combination | `dataset`, `rule`, `images`, `persons` |",
+    ]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,9 @@
 """A health record as one line of text, in this project's own wording.
 
 The text never holds a diagnosis, a cohort, group, site, scanner, id, date, or anything later than the visit that was
-matched to the scan. This holds for *any* record, because nothing of a record is copied: words come from the closed
-tables of this module, and only numbers within their instrument's range are printed. Values that lie outside it count
-as missing.
+matched to the scan (that visit counts as the time of the scan). This holds for *any* record, because nothing of a
+record is copied: words come from the closed tables of this module, and only numbers within their instrument's range are
+printed. Values that lie outside it count as missing.
 
 Mini-Mental State Examination (Folstein 1975), Clinical Dementia Rating (Morris 1993; global 0-3 and sum of boxes 0-18
 are different scales and are named apart) and the Wechsler logical memory story recalls (0-25) are printed with their
@@ -39,7 +39,11 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "no_cdr": tuple(field for field in FIELDS if field not in ("cdr_global", "cdr_sb")),
     "demographics_only": DEMOGRAPHIC_FIELDS,
 }
-"""Which fields each text ablation may print. The CDR defines the OASIS label, hence ``no_cdr``."""
+"""Which fields each text ablation may print.
+
+The global CDR defines the OASIS label and nearly determines that of NACC, and it can be told from the sum of boxes:
+both are left out of ``no_cdr``. ``demographics_only`` prints what is known without any examination.
+"""
 
 FIELD_COLUMNS: dict[str, tuple[str, ...]] = {
     "age": ("age_years",),
@@ -337,10 +341,12 @@ def present_fields(record: Mapping[str, Any], **options: Any) -> list[str]:
     return list(clauses(record, **options))
 
 
-# Acronyms match in capitals only ("AD" is a diagnosis, "ad" is not); words match in any case and with any ending.
-_LEAK_ACRONYMS = re.compile(
-    r"\b(AD|AD_DEM|DAT|MCI|[EILSP]MCI|[sp]MCI|SMC|SCD|NC|CN|NL|HC|DEM|NonDEM|ADNI\d?|NACC\w*|OASIS\S*|AIBL|MIRIAD|IXI\w*|OAS[123]\w*"
-    r"|sub-\w+|ses-\w+|I\d{3,})\b"
+# Acronyms that are also words or units match in capitals only ("AD" is a diagnosis, "ad" is not); all others, and
+# words, match in any case, words with any ending.
+_LEAK_ACRONYMS = re.compile(r"\b(AD|DAT|SMC|SCD|NC|CN|NL|HC|DEM|I\d{3,})\b")
+_LEAK_NAMES = re.compile(
+    r"\b(AD_DEM|[eilsp]?MCI|Non-?DEM|ADNI\d?\w*|NACC\w*|OASIS\S*|AIBL\w*|MIRIAD\w*|IXI\w*|OAS[123]\w*|sub-\w+|ses-\w+)\b",
+    re.IGNORECASE,
 )
 _LEAK_WORDS = re.compile(
     r"(demented|non-?demented|dementi\w*|alzheimer\w*|cognitive\w* (?:normal|impair\w*|unimpaired)|normal cognition"
@@ -362,7 +368,9 @@ def find_leaks(text: str) -> list[str]:
     ['AD', 'Alzheimer', 'converted', 'dementia', '2011-03-04']
     """
     return [
-        match.group(0) for pattern in (_LEAK_ACRONYMS, _LEAK_WORDS, _LEAK_DATES) for match in pattern.finditer(text)
+        match.group(0)
+        for pattern in (_LEAK_ACRONYMS, _LEAK_NAMES, _LEAK_WORDS, _LEAK_DATES)
+        for match in pattern.finditer(text)
     ]
 
 

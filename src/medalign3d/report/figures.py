@@ -30,7 +30,7 @@ from medalign3d.files import atomic_path, read_json, read_parquet
 from medalign3d.params import Params
 from medalign3d.report import labels
 from medalign3d.report.provenance import Provenance
-from medalign3d.report.tables import Block, blocks, tested
+from medalign3d.report.tables import Block, blocks, headline_of, tested
 from medalign3d.tracking import choose_best
 
 if TYPE_CHECKING:
@@ -144,9 +144,9 @@ def accuracy_figure(summary: pd.DataFrame, params: Params, provenance: Provenanc
     metric = "balanced_accuracy" if crossed else "accuracy"
     columns = blocks(summary, params, provenance)
     texts = [t for t in labels.TEXT_ABLATIONS if (summary["text_ablation"] == t).any()]
-    if not crossed:
-        texts = [params.evaluate.headline_text]
-    panels = [(block, text) for block in columns for text in texts]
+    panels = [
+        (block, text) for block in columns for text in (texts if crossed else [headline_of(params, block.benchmark)])
+    ]
     with _style() as plt:
         across = min(3, len(panels))
         down = math.ceil(len(panels) / across)
@@ -155,7 +155,8 @@ def accuracy_figure(summary: pd.DataFrame, params: Params, provenance: Provenanc
             axis.set_axis_off()
         for axis, (block, text) in zip(axes.flat, panels, strict=False):
             _accuracy_panel(axis, summary, block, text, metric, params)
-            title = block.label if not crossed else f"{block.label}\n{labels.text_label(text)}"
+            named = crossed or text != params.evaluate.headline_text
+            title = f"{block.label}\n{labels.text_label(text)}" if named else block.label
             axis.set_title(f"{title}   n = {block.images}", loc="left")
         for row in axes:
             row[0].set_ylabel(f"{metric.replace('_', ' ')}, %")
@@ -231,7 +232,8 @@ def image_gain_figure(
     if gain is None:
         return None
     metric = "balanced_accuracy" if params.split.mode == "cross_validation" else "accuracy"
-    shown = gain[(gain["text_ablation"] == params.evaluate.headline_text) & ~gain["suppressed"].astype(bool)]
+    headline = gain["benchmark"].map(lambda name: headline_of(params, name))
+    shown = gain[(gain["text_ablation"] == headline) & ~gain["suppressed"].astype(bool)]
     if shown.empty:
         return None
     titles = {
@@ -283,7 +285,7 @@ def confusion_figure(predictions: pd.DataFrame, params: Params, provenance: Prov
     """Row-normalized confusion matrices, one row per language model, one column per benchmark (all runs together)."""
     rows = tested(predictions)
     setting = _best_setting(rows)
-    rows = rows[(rows["setting"] == setting) & (rows["text_ablation"] == params.evaluate.headline_text)]
+    rows = rows[(rows["setting"] == setting) & _is_headline(rows, params)]
     models = [m for m in params.language_models if (rows["language_model"] == m).any()]
     names = [b for b in params.split.benchmarks if (rows["benchmark"] == b).any()]
     if not models or not names:
@@ -371,13 +373,16 @@ def _curves(part: pd.DataFrame) -> tuple[npt.NDArray[np.float64], list[str]]:
     return metrics.softmax(aligned), classes
 
 
+def _is_headline(rows: pd.DataFrame, params: Params) -> pd.Series:
+    """Which predictions were made with their cohort's headline text."""
+    return rows["text_ablation"] == rows["dataset"].map(params.headline_text)
+
+
 def _chosen_rows(predictions: pd.DataFrame, params: Params) -> tuple[pd.DataFrame, str]:
     """Tested rows of the language model that is best on validation rows (all its settings), and its name."""
     best = choose_best(predictions, params.evaluate.headline_text)
     rows = tested(predictions)
-    rows = rows[
-        (rows["language_model"] == best["language_model"]) & (rows["text_ablation"] == params.evaluate.headline_text)
-    ]
+    rows = rows[(rows["language_model"] == best["language_model"]) & _is_headline(rows, params)]
     return rows, str(best["language_model"])
 
 
@@ -572,7 +577,7 @@ def choose_cases(predictions: pd.DataFrame, params: Params, number: int) -> pd.D
     """
     best = choose_best(predictions, params.evaluate.headline_text)
     rows = tested(predictions)
-    rows = rows[rows["text_ablation"] == params.evaluate.headline_text]
+    rows = rows[_is_headline(rows, params)]
     if (rows["split"] == "zeroshot").any():
         rows = rows[rows["split"] == "zeroshot"]
     model = rows[rows["language_model"] == best["language_model"]]
@@ -597,7 +602,8 @@ def _record_text(record: Mapping[str, Any], question: str, params: Params) -> st
     # Ages from 90 on can identify a person.
     if not params.simulated:
         options["oldest_age"] = min(90, options["oldest_age"] or 90)
-    return record_text.render(record, ablation=params.evaluate.headline_text, drop_fields=hidden, **options)
+    headline = params.headline_text(str(record.get("dataset")))
+    return record_text.render(record, ablation=headline, drop_fields=hidden, **options)
 
 
 def _answer_text(row: Any, code: object) -> str:

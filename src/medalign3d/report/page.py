@@ -58,8 +58,9 @@ def limits(params: Params) -> list[str]:
             "Sex and age group stand in for a diagnosis: this profile shows that the pipeline runs on real scans."
         )
     special.append(
-        "Cohorts can share people that no table links (ADNI and NACC centres recruit both; OASIS-3 and NACC overlap at "
-        "one centre)."
+        "Cohorts can share people that no table links: ADNI and NACC centres recruit for both, the centre of OASIS "
+        "contributes to NACC, and OASIS-3 comes from the centre of OASIS-1 and -2. Equal voxels are found, other scans "
+        "of such people are not."
     )
     return [*special, *shared]
 

@@ -17,12 +17,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from medalign3d.ehr.splits import benchmark_parameters
 from medalign3d.errors import InputError
 from medalign3d.evaluation import metrics
 from medalign3d.files import read_json, read_parquet
@@ -51,6 +52,9 @@ PREDICTION_COLUMNS = (
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+TEXTS = list(labels.TEXT_ABLATIONS)
 
 
 def read_predictions(params: Params, root: Path = Path(".")) -> pd.DataFrame:
@@ -300,6 +304,11 @@ def summarize(predictions: pd.DataFrame, params: Params, ages: pd.Series | None 
     return pd.concat(summaries, ignore_index=True)
 
 
+def headline_of(params: Params, benchmark: object) -> str:
+    """The text ablation of a benchmark's headline figures (``SIM-`` before its name aside)."""
+    return params.headline_text(benchmark_parameters(str(benchmark).removeprefix("SIM-"), params).cohort)
+
+
 def blocks(summary: pd.DataFrame, params: Params, provenance: Provenance) -> list[Block]:
     """The benchmarks (and populations) found in the predictions, in the order of the parameters."""
     order = list(params.split.benchmarks)
@@ -401,10 +410,24 @@ def _classification_table(
     *,
     show_text: bool = True,
     counts: Mapping[tuple[str, str], int] | None = None,
+    headline_only: bool = False,
 ) -> Table:
-    """A table in the paper's form: language model x setting x text, two columns per benchmark."""
+    """A table in the paper's form: language model x setting x text, two columns per benchmark.
+
+    With ``headline_only`` every benchmark shows its own headline text (:meth:`Params.headline_text`) in one row per
+    setting.
+    """
     minimum = params.report.minimum_cell
     columns = blocks(summary, params, provenance)
+    listed = summary
+    if headline_only:
+        general = params.evaluate.headline_text
+        # Baselines that use no text, or oracles, stand in every version of the table.
+        listed = summary[(summary["text_ablation"] == general) | ~summary["text_ablation"].isin(TEXTS)]
+        columns = [
+            block if text == general else replace(block, label=f"{block.label}, {labels.text_label(text)}")
+            for block, text in ((block, headline_of(params, block.benchmark)) for block in columns)
+        ]
     words = ["Language model", "Setting"] + (["Text"] if show_text else [])
     words += (["LM size", "Learnable"] if counts is not None else []) + ["Runs"]
     blanks = [""] * (len(words) - 1)
@@ -426,7 +449,7 @@ def _classification_table(
         for place, row in enumerate(summary.itertuples())
     }
     section = ""
-    for key in ordered_rows(summary, params).itertuples():
+    for key in ordered_rows(listed, params).itertuples():
         if key.section != section:
             section = str(key.section)
             sections[len(rows)] = section
@@ -434,7 +457,9 @@ def _classification_table(
         compact_cells: list[str] = []
         runs: set[int] = set()
         for block in columns:
-            index = indexed.get((key.language_model, key.setting, key.text_ablation, block.benchmark, block.population))
+            own = headline_only and key.text_ablation in TEXTS
+            text = headline_of(params, block.benchmark) if own else key.text_ablation
+            index = indexed.get((key.language_model, key.setting, text, block.benchmark, block.population))
             if index is None:
                 cells += [MISSING, MISSING]
                 compact_cells.append(MISSING)
@@ -529,12 +554,8 @@ def table2(summary: pd.DataFrame, params: Params, provenance: Provenance, root: 
         shown = summary
         title = "Table 2. Classification by text and image, cross-validated over people, %"
     else:
-        headline = params.evaluate.headline_text
-        # Baselines that use no text, or oracles, stand in every version of the table.
-        shown = summary[
-            (summary["text_ablation"] == headline) | ~summary["text_ablation"].isin(list(labels.TEXT_ABLATIONS))
-        ]
-        title = f"Table 2. Classification accuracy, %, text: {labels.text_label(headline)}"
+        shown = summary
+        title = f"Table 2. Classification accuracy, %, text: {labels.text_label(params.evaluate.headline_text)}"
     notes = [_runs_note(params)]
     if (shown["split"] == "zeroshot").any():
         notes.append("Zero-shot cohorts were never used for training, validation or any choice.")
@@ -544,6 +565,8 @@ def table2(summary: pd.DataFrame, params: Params, provenance: Provenance, root: 
             "tells young adults from people with dementia, so this is the honest set. Where the label is defined by "
             "the CDR, 'full record' contains the answer; read 'without CDR'."
         )
+    if not crossed and any(headline_of(params, name) != params.evaluate.headline_text for name in shown["benchmark"]):
+        notes.append("The OASIS label is the global CDR: its columns show the record without CDR.")
     if not params.simulated and shown["question"].isin(["sex", "age_group"]).all():
         people = int(shown["persons"].max())
         notes.append(
@@ -558,6 +581,7 @@ def table2(summary: pd.DataFrame, params: Params, provenance: Provenance, root: 
         notes,
         show_text=crossed,
         counts=parameter_counts(params, root),
+        headline_only=not crossed,
     )
 
 
