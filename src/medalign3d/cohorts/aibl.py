@@ -18,7 +18,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +27,6 @@ from medalign3d.cohorts.base import (
     FoundImage,
     Ingest,
     IngestResult,
-    Level,
     QuarantineReason,
     Severity,
     Sourced,
@@ -212,7 +210,7 @@ def _identify(row: Row) -> tuple[str, str] | None:
     return subject, visit_code(raw) or raw.strip().lower()
 
 
-def laboratory_units(columns: dict[str, Sequence[float]]) -> set[str]:
+def laboratory_units(columns: dict[str, list[float]]) -> set[str]:
     """The analytes whose columns are in SI units, decided by the columns' medians (see the module's text)."""
     votes = {
         name: (median(columns[name]) < limit) == below
@@ -331,7 +329,7 @@ class _Aibl:
             for name in LABS.values():
                 if name in values:
                     columns.setdefault(name, []).append(values[name].value)
-        in_si = laboratory_units(columns)  # type: ignore[arg-type]
+        in_si = laboratory_units(columns)
         for (subject, code), values in collected.items():
             results: dict[str, float] = {}
             for name in LABS.values():
@@ -344,15 +342,10 @@ class _Aibl:
                 if low <= number <= high:
                     results[name] = number
                     continue
-                self.book.note(
-                    QuarantineReason.VALUE_OUT_OF_RANGE,
-                    Level.FIELD,
-                    {"native_subject_id": subject, "visit_code": code, "column": values[name].rule},
-                    Severity.NULL_FIELD,
-                    f"not a possible {name} in the unit of its column; emptied",
-                    values[name].file,
-                    values[name].row,
-                )
+                source = values[name]
+                detail = f"no possible {name} in the unit of its column; emptied"
+                reason = QuarantineReason.VALUE_OUT_OF_RANGE
+                self.book.emptied(reason, subject, code, source.rule, source.file, source.row, detail)
             if results:
                 first = values[next(iter(results))]
                 visit = self.visit(subject, code, first)

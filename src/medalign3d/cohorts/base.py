@@ -542,15 +542,28 @@ class Ingest:
 
     def field_issue(self, reason: QuarantineReason, subject: str, code: str, column: str, row: Row) -> None:
         """Record that a value was emptied: a field issue and a quarantine row of level ``field``."""
-        self._issue(reason, subject, code, column, row.table.relative, row.line)
+        self.emptied(reason, subject, code, column, row.table.relative, row.line)
+
+    def emptied(
+        self,
+        reason: QuarantineReason,
+        subject: str,
+        code: str,
+        column: str,
+        file: str,
+        line: int,
+        detail: str = "the value was emptied",
+    ) -> None:
+        """:meth:`field_issue` for a value whose file and line are known."""
+        self._issue(reason, subject, code, column, file, line)
         self.note(
             reason,
             Level.FIELD,
             {"native_subject_id": subject, "visit_code": code, "column": column},
             Severity.NULL_FIELD,
-            "the value was emptied",
-            row.table.relative,
-            row.line,
+            detail,
+            file,
+            line,
         )
 
     def noted(self, subject: str, code: str) -> bool:
