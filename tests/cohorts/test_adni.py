@@ -354,6 +354,29 @@ def test_the_search_export_without_image_numbers_gives_age_and_sex(tmp_path: Pat
     )  # fmt: skip
 
 
+def test_a_search_row_of_another_series_of_the_day_makes_no_t1(tmp_path: Path) -> None:
+    write_csv(tmp_path / "ADNIMERGE.csv", MERGE, merge(1, "bl", "2005-09-08"))
+    write_csv(
+        tmp_path / "idaSearch_11_17_2024.csv", "Subject ID|Sex|Age|Visit|Description|Study Date",
+        ["005_S_0001", "F", "74", "ADNI Screening", "MP-RAGE", "9/8/2005"],
+        ["005_S_0001", "F", "74", "ADNI Screening", "Axial T2-FLAIR", "9/8/2005"],
+    )  # fmt: skip
+    adni_image(tmp_path, "005_S_0001", "2005-09-08", 101, 1, series="Axial_T2-FLAIR")
+    assert reason_names(run("ADNI", tmp_path)) == ["NOT_T1"]
+
+
+def test_metadata_give_the_date_and_the_contrast_that_the_folders_do_not(tmp_path: Path) -> None:
+    write_csv(tmp_path / "ADNIMERGE.csv", MERGE, merge(1, "bl", "2005-09-08"))
+    write_image(tmp_path / "005_S_0001" / "Sag_3D" / "I101" / "x_S5_I101.nii", 1)
+    write_image(tmp_path / "005_S_0001" / "MPRAGE" / "I102" / "x_S5_I102.nii", 2)
+    (tmp_path / "ADNI_005_S_0001_Sag_3D_S5_I101.xml").write_text(metadata_xml("101"))
+    (tmp_path / "ADNI_005_S_0001_x_S5_I102.xml").write_text(metadata_xml("102", Weighting="T2"))
+    result = run("ADNI", tmp_path)
+    record = by_key(result)["I101"]
+    assert (str(record["scan_date"]), record["visit_code"]) == ("2005-09-08", "bl")
+    assert reason_names(result) == ["NOT_T1"]
+
+
 def test_the_all_images_list_of_october_2024(tmp_path: Path) -> None:
     write_csv(tmp_path / "DXSUM.csv", DXSUM, dxsum(1, "bl", "2005-09-08", DXCURREN="2"))
     write_csv(tmp_path / "PTDEMOG.csv", "RID|PTGENDER|PTDOB", [1, 1, "05/1930"])

@@ -88,6 +88,22 @@ def test_the_lists_visit_counts_before_any_date(tmp_path: Path, visit: str) -> N
     assert (record["dx_native"], record["age_years"], record["age_precision"]) == ("MCI", pytest.approx(75.3), "month")
 
 
+def test_the_search_export_without_image_numbers(tmp_path: Path) -> None:
+    extract(tmp_path, 10)
+    write_csv(
+        tmp_path / "idaSearch_6_1_2018.csv", "Subject ID|Sex|Age|Visit|Description|Imaging Protocol|Study Date",
+        ["10", "F", "75", "18 Month follow-up", "MPRAGE_ADNI_confirmed", "Field Strength=3.0", "12/20/2007"],
+        ["10", "F", "75", "18 Month follow-up", "FLAIR_AXIAL", "", "12/20/2007"],
+        ["100", "M", "60", "Baseline", "MPRAGE", "", "12/20/2007"],
+    )  # fmt: skip
+    aibl_image(tmp_path, "10", "2007-12-20", 1, 1)
+    aibl_image(tmp_path, "10", "2007-12-20", 2, 2, series="FLAIR_AXIAL")
+    result = run("AIBL", tmp_path)
+    record = by_key(result)["I1"]
+    assert (record["visit_code"], record["age_years"], record["field_strength_t"]) == ("m18", 75, 3.0)
+    assert reason_names(result) == ["NOT_T1"]
+
+
 def test_mri_tables_count_before_nearer_other_examinations(tmp_path: Path) -> None:
     extract(tmp_path, 10)
     table(tmp_path, "mri3meta", "RID|VISCODE|EXAMDATE|MMSMPRAGE", [10, "m18", "2/20/2008", 1])

@@ -15,7 +15,9 @@ Not supported: tables inside zip archives; series whose slices lie in several fo
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -193,6 +195,7 @@ def dx_from_words(cell: str) -> tuple[str | None, QuarantineReason | None]:
     return None, QuarantineReason.SENTINEL_UNKNOWN
 
 
+@functools.lru_cache(maxsize=65536)
 def canonical_visit(code: str) -> tuple[str, float | None, bool]:
     """Visit code with one spelling, months from baseline, and whether it is a known one.
 
@@ -223,6 +226,7 @@ def visit_of_label(label: str) -> str | None:
     return ("bl" if code in BASELINE_CODES else code) if known else None
 
 
+@functools.lru_cache(maxsize=65536)
 def phase_of(text: str) -> str:
     """The study phase that a text begins with; empty when it names none, or two of them.
 
@@ -349,6 +353,7 @@ class _Adni:
 
     def __init__(self, ingest: Ingest) -> None:
         self.ingest = ingest
+        self.table_files = [path for path in ingest.files if path.lower().endswith(TABLE_SUFFIXES)]
         self.ptid_of_rid: dict[int, str] = {}
         self.person: dict[str, dict[str, Sourced]] = {}
         self.sexes: dict[str, dict[str, Sourced]] = {}
@@ -365,7 +370,7 @@ class _Adni:
     # -- tables
 
     def table(self, *names: str, used_for: str) -> Table | None:
-        path = find_table(self.ingest.root, self.ingest.files, *names, prefixes=_EXPORT_PREFIXES, required=False)
+        path = find_table(self.ingest.root, self.table_files, *names, prefixes=_EXPORT_PREFIXES, required=False)
         if path is None:
             return None
         table = self.ingest.read(path, used_for)
@@ -988,8 +993,12 @@ class _Images:
             book.drop(item, QuarantineReason.ID_NOT_IN_CLINICAL, "no table and no image list knows the participant")
             return
         day, problem = image.scan_date()
-        rows = [*self.lists.by_image.get(image.uid, ()), *(self.search_by.get((subject, day), ()) if day else ())]
-        listed, foreign = describe_image(rows, self._is_of(subject), self.metadata.of(image.uid))
+        listed, foreign = describe_image(
+            self.lists.by_image.get(image.uid, ()),
+            self._is_of(subject),
+            self.metadata.of(image.uid),
+            self.search_by.get((subject, day), ()) if day else (),
+        )
         if foreign is not None:
             book.remark(
                 item,
@@ -1203,7 +1212,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     book = Ingest("ADNI", root, params, workers)
     listing = list_with_archives(root, book.files)
     found = group_images(listing.files, PTID)
-    if not found and not any(path.lower().endswith(TABLE_SUFFIXES[:3]) for path in book.files):
+    if not found and not any(path.lower().endswith(TABLE_SUFFIXES[:-1]) for path in book.files):
         raise no_images(root, "ADNI", "files named *_I<number>.nii or .dcm in folders such as 005_S_0223")
     state = _Adni(book)
     state.read_tables(found)
@@ -1213,8 +1222,9 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
         MetadataFiles(book, listing.files),
         read_quality(book) if found else Quality({}, set(), set()),
     )
-    for image in found:
-        images.read(image)
+    with contextlib.closing(images.metadata):
+        for image in found:
+            images.read(image)
     drop_damaged_archives(book, listing.damaged)
     on_disk = {image.uid for image in found}
     note_missing_files(book, images.lists, on_disk)

@@ -15,6 +15,7 @@ Not supported: tables inside zip archives; series whose slices lie in several fo
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -229,6 +230,7 @@ class _Aibl:
     def __init__(self, book: Ingest) -> None:
         self.book = book
         self.used: list[str] = []
+        self.table_files = [path for path in book.files if path.lower().endswith(TABLE_SUFFIXES)]
         self.people: dict[str, dict[str, Sourced]] = {}
         self.sexes: dict[str, dict[str, Sourced]] = {}
         #: Participant -> visit -> table -> date of the examination.
@@ -240,7 +242,7 @@ class _Aibl:
     # -- tables
 
     def table(self, name: str, required: bool = False, **columns: tuple[str, ...]) -> Table | None:
-        path = find_table(self.book.root, self.book.files, name, prefixes=("aibl",), required=required)
+        path = find_table(self.book.root, self.table_files, name, prefixes=("aibl",), required=required)
         if path is None:
             return None
         self.used.append(path)
@@ -556,8 +558,12 @@ def _read_image(
         book.drop(item, QuarantineReason.ID_NOT_IN_CLINICAL, "no table and no image list knows the participant")
         return
     day, problem = image.scan_date()
-    rows = [*lists.by_image.get(image.uid, ()), *(search_by.get((subject, day), ()) if day else ())]
-    listed, foreign = describe_image(rows, lambda row: _listed_subject(row) in (subject, ""), metadata.of(image.uid))
+    listed, foreign = describe_image(
+        lists.by_image.get(image.uid, ()),
+        lambda row: _listed_subject(row) in (subject, ""),
+        metadata.of(image.uid),
+        search_by.get((subject, day), ()) if day else (),
+    )
     if foreign is not None:
         book.remark(
             item,
@@ -639,7 +645,7 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     book = Ingest("AIBL", root, params, workers)
     listing = list_with_archives(root, book.files)
     found = group_images(listing.files)
-    if not found and not any(path.lower().endswith(TABLE_SUFFIXES[:3]) for path in book.files):
+    if not found and not any(path.lower().endswith(TABLE_SUFFIXES[:-1]) for path in book.files):
         raise no_images(
             root, "AIBL", "files named *_I<number>.nii or .dcm in folders such as 123/MPRAGE_ADNI_confirmed"
         )
@@ -654,9 +660,9 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     known = {visit.subject for visit in book.visits.values()} | set(state.people)
     known |= {_listed_subject(row) for row in lists.rows()}
     release = next((m[0] for path in book.files if (m := re.search(r"Data_extract_[0-9.]+[0-9]", path))), "AIBL")
-    metadata = MetadataFiles(book, listing.files)
-    for image in found:
-        _read_image(state, image, lists, search_by, metadata, known)
+    with contextlib.closing(MetadataFiles(book, listing.files)) as metadata:
+        for image in found:
+            _read_image(state, image, lists, search_by, metadata, known)
     drop_damaged_archives(book, listing.damaged)
     note_missing_files(book, lists, {image.uid for image in found})
     book.inspect()

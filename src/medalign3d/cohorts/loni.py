@@ -523,9 +523,24 @@ def parse_strength(cell: str) -> float | None:
 
 
 def describe_image(
-    rows: Iterable[Row], same_person: Callable[[Row], bool], metadata: MetadataFile | None
+    rows: Iterable[Row],
+    same_person: Callable[[Row], bool],
+    metadata: MetadataFile | None,
+    same_day: Iterable[Row] = (),
 ) -> tuple[Listed, Row | None]:
     """What the lists' rows and the metadata file of one image say.
+
+    Parameters
+    ----------
+    rows
+        The rows with the image's number.
+    same_person
+        Whether a row is of the image's participant.
+    metadata
+        The metadata file, or None.
+    same_day
+        Rows without an image number of that participant and day. They may be of another series: only what holds for
+        the whole session is taken from them (sex, age, visit, field strength).
 
     Returns
     -------
@@ -534,10 +549,12 @@ def describe_image(
     """
     listed = Listed()
     foreign: Row | None = None
-    for row in rows:
+    numbered = list(rows)
+    for row in (*numbered, *same_day):
         if not same_person(row):
             foreign = row
             continue
+        of_image = any(row is other for other in numbered)
         place = (row.table.relative, row.line)
 
         def add(name: str, value: Any, rule: str, place: tuple[str, int] = place) -> None:
@@ -549,12 +566,14 @@ def describe_image(
             listed,
             sex=row.get(*LIST_SEX),
             age=row.get(*LIST_AGE),
-            date=row.date(*LIST_DATE),
+            date=row.date(*LIST_DATE) if of_image else (None, None),
             strength=row.get(*LIST_STRENGTH)
             or (row.get("Imaging Protocol") if "field strength" in row.get("Imaging Protocol").lower() else ""),
-            kind=row.get(*LIST_KIND),
+            kind=row.get(*LIST_KIND) if of_image else "",
         )
         add("visit", row.get(*LIST_VISIT), "Visit")
+        if not of_image:
+            continue
         add("modality", row.get("Modality").upper(), "Modality")
         series = row.get(*LIST_SERIES).lstrip("Ss").split(".")[0]
         add("series", int(series) if series.isdigit() else None, "SeriesID")
@@ -669,6 +688,7 @@ class MetadataFiles:
     def __init__(self, book: Ingest, files: Iterable[str]) -> None:
         self.book = book
         self.paths: dict[str, list[str]] = {}
+        self._open: tuple[str, Archive] | None = None
         for path in files:
             if path.lower().endswith(".xml") and (match := re.search(r"_I(\d+)\.xml$", path, re.IGNORECASE)):
                 self.paths.setdefault(match[1].lstrip("0"), []).append(path)
@@ -693,8 +713,20 @@ class MetadataFiles:
         archive, separator, inner = path.rpartition(ZIP_SEPARATOR) if ".zip!" in path.lower() else ("", "", path)
         try:
             if separator:
-                with Archive(self.book.root / archive) as bundle:
-                    return parse_metadata(path, bundle.read(inner, MAXIMUM_XML_BYTES))
+                return parse_metadata(path, self._archive(archive).read(inner, MAXIMUM_XML_BYTES))
             return parse_metadata(path, read_file(self.book.root / inner, MAXIMUM_XML_BYTES))
         except (ArchiveError, OSError):
             return None
+
+    def _archive(self, path: str) -> Archive:
+        """The archive; it stays open for the next file, because reading its list of members takes long."""
+        if self._open is None or self._open[0] != path:
+            self.close()
+            self._open = (path, Archive(self.book.root / path))
+        return self._open[1]
+
+    def close(self) -> None:
+        """Close the archive that is open."""
+        if self._open is not None:
+            self._open[1].__exit__(None, None, None)
+            self._open = None
