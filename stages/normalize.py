@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from common import DATA, cohort_argument, run_stage
 
 from medalign3d.files import read_parquet
@@ -14,7 +16,9 @@ def main(params: Params) -> None:
     cohort = cohort_argument()
     images = read_parquet(DATA / "cohorts" / cohort / "images.parquet")
     selected = images[images["selected"]].reset_index(drop=True)
-    index = normalize_cohort(selected, params.cohort_root(cohort), params.normalize, DATA / "volumes" / cohort)
+    # Finished volumes outlive the stage here, so that an interrupted run goes on and a new scan costs one scan.
+    work = Path(".medalign3d/volumes") / params.profile / cohort
+    index = normalize_cohort(selected, params.cohort_root(cohort), params.normalize, DATA / "volumes" / cohort, work)
     accepted = int((index["verdict"] == "accepted").sum())
     print(f"normalized {cohort}: {accepted} volumes accepted, {len(index) - accepted} quarantined")
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file, link or folder if it is there."""
     if path.is_symlink() or path.is_file():
         path.unlink()
@@ -81,7 +81,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                     shutil.rmtree(final)
                 os.replace(temporary, final)
         finally:
-            _remove(holder)
+            remove(holder)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``source`` stand at ``target`` too: as a hard link where the file system can, else as a copy. Atomic.
+
+    Only for files that are replaced and never written in place.
+    """
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from medalign3d.errors import InputError, ParameterError
-from medalign3d.files import _remove, write_text
+from medalign3d.files import remove, write_text
 from medalign3d.params import Params, parse_yaml, validate_params
 
 DEMO = "demo"
@@ -171,7 +171,7 @@ def _drop_stale_outputs(params: Params, data: Path) -> list[Path]:
         if (data / folder).is_dir():
             stale += [path for path in (data / folder).iterdir() if path.is_dir() and path.name not in models]
     for path in stale:
-        _remove(path)
+        remove(path)
     return stale
 
 

@@ -1,9 +1,9 @@
 """The served model: an MLflow models-from-code file that answers questions about an image and a record.
 
 Input columns: ``question`` (the name of a known question or words), and optionally ``text`` (the record),
-``image_path`` (a NIfTI, Analyze or ``.npy`` file, or a DICOM folder or zip, readable where the model runs) or
-``image`` (a normalized volume as nested lists of 0-255). Output columns: ``answer``, ``generated``, ``probabilities``
-(JSON).
+``image_path`` (a NIfTI, Analyze, ``.npy`` or stored ``.b2nd`` file, or a DICOM folder or zip, readable where the model
+runs) or ``image`` (a normalized volume as nested lists of 0-255). Output columns: ``answer``, ``generated``,
+``probabilities`` (JSON).
 
 This module is only imported by MLflow when a model is saved or loaded; nothing else in the package imports it.
 """
@@ -82,6 +82,10 @@ class ServedModel(PythonModel):
             return values.astype(np.uint8)
         if not isinstance(path, str) or not path:
             return None
+        from medalign3d.volumes import store
+
+        if path.endswith(store.SUFFIX):
+            return store.read(path, shape=shape)
         if path.endswith(".npy"):
             stored = np.load(path, allow_pickle=False)
             if stored.shape != shape or stored.dtype != np.uint8:

@@ -18,6 +18,7 @@ from medalign3d.evaluation import baselines, metrics, predict, vqa
 from medalign3d.params import Params
 from medalign3d.training import runs
 from medalign3d.training.data import read_images
+from medalign3d.volumes import store
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_answers_are_parsed_whole_or_not_at_all() -> None:
 def test_one_question_about_one_image(project: Path, params: Params, predictions: pd.DataFrame) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        volume = np.load(sorted(Path("data/volumes/AIBL").glob("*.npy"))[0])
+        volume = store.read(sorted(Path("data/volumes/AIBL").glob("*.b2nd"))[0])
         folder = Path("data/models/gpt2/lora/run-0")
         answer = predict.answer_one(folder, volume, "Age 74 years.", "diagnosis_nc_mci_ad")
         assert answer["predicted"] in QUESTIONS["diagnosis_nc_mci_ad"].classes

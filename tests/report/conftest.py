@@ -84,7 +84,7 @@ def _rows(
 
 
 def _volumes(root: Path, cohort: str, images: pd.DataFrame, params: Params, rng: np.random.Generator) -> None:
-    from medalign3d.volumes import template
+    from medalign3d.volumes import store, template
 
     grid = template.target_grid(params.normalize.shape, params.normalize.zooms_mm)
     brain = np.asarray(template.on_grid(grid).t1)
@@ -93,11 +93,11 @@ def _volumes(root: Path, cohort: str, images: pd.DataFrame, params: Params, rng:
     index = []
     for number, image_id in enumerate(images["image_id"]):
         volume = np.clip(255 * brain * (0.9 + 0.2 * rng.random()) + 4 * rng.standard_normal(brain.shape), 0, 255)
-        np.save(folder / f"{image_id}.npy", (volume * (brain > 0)).astype(np.uint8))
+        path = store.write(folder, (volume * (brain > 0)).astype(np.uint8))
         refused = number == 0
         index.append(
             {
-                "image_id": image_id, "path": f"{image_id}.npy", "sha256": "0" * 64,
+                "image_id": image_id, "path": path, "sha256": "0" * 64,
                 "verdict": "quarantined" if refused else "accepted",
                 "reason": "REGISTRATION_POOR" if refused else None, "method": "gauss_newton",
                 "local_correlation": 0.1 if refused else 0.5 + 0.3 * rng.random(), "seconds": 1.0,

@@ -15,6 +15,7 @@ import yaml
 from medalign3d import files
 from medalign3d.ehr.splits import make_splits, write_splits
 from medalign3d.params import Params, validate_params
+from medalign3d.volumes import store
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (24, 36, 24)
@@ -96,7 +97,7 @@ def make_data(root: Path, params: Params, people: int = 30, seed: int = 0, simul
                 array = make_volume(image_severity, asymmetry, random, shape)
                 folder = data / "volumes" / cohort
                 folder.mkdir(parents=True, exist_ok=True)
-                np.save(folder / f"{image_id}.npy", array)
+                path = store.write(folder, array)
                 dx3 = ("NC", "MCI", "AD_DEM")[level] if classes == 3 else ("NC", "AD_DEM")[level]
                 age = float(70 + 6 * severity + random.normal(0, 5))
                 rows.append(
@@ -141,7 +142,7 @@ def make_data(root: Path, params: Params, people: int = 30, seed: int = 0, simul
                 indexes[cohort].append(
                     {
                         "image_id": image_id,
-                        "path": f"{image_id}.npy",
+                        "path": path,
                         "sha256": image_id,
                         "verdict": "accepted",
                         "reason": None,

@@ -29,10 +29,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
     import numpy as np
 
     from medalign3d.model.backbones import make_language_checkpoint, make_vision_checkpoint
+    from medalign3d.volumes import store
 
     root = tmp_path_factory.mktemp("project")
     data = make_data(root, params, people=24)
-    volumes = [np.load(path) for path in sorted((data / "volumes" / "ADNI").glob("*.npy"))[:3]]
+    volumes = [store.read(path) for path in sorted((data / "volumes" / "ADNI").glob("*.b2nd"))[:3]]
     slices = np.stack([volume[:, :, z] for volume in volumes for z in range(6, 18, 4)])
     make_vision_checkpoint(slices, params, data / "backbones" / "vision")
     make_language_checkpoint("gpt2", params, data / "backbones" / "gpt2")

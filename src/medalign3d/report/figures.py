@@ -483,7 +483,9 @@ def voxel_at(params: Params, millimetres: tuple[float, float, float]) -> tuple[i
 
 
 def _read_volume(root: Path, dataset: str, path: str) -> Array:
-    return np.load(root / "data/volumes" / dataset / path, allow_pickle=False)
+    from medalign3d.volumes.store import read
+
+    return read(root / "data/volumes" / dataset / path)
 
 
 def _side_by_side(pictures: Sequence[Array], gap: int = 2) -> Array:

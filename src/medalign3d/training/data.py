@@ -30,7 +30,7 @@ from medalign3d.ehr.splits import benchmark_names, benchmark_parameters, read_as
 from medalign3d.errors import InputError, MedAlignError, ParameterError
 from medalign3d.params import Optimization, Params
 from medalign3d.training.findings import FINDINGS, Thresholds, training_thresholds
-from medalign3d.volumes.store import load_index
+from medalign3d.volumes.store import load_index, read
 
 CONTROLS = ("shuffled", "blind")
 IN_MEMORY_BYTES = 2 << 30
@@ -119,12 +119,12 @@ def region_columns(table: pd.DataFrame) -> list[str]:
 
 
 class Volumes:
-    """The uint8 volumes of a table's images, in memory or mapped from disk.
+    """The uint8 volumes of a table's images, in memory or read from disk when they are asked for.
 
     Parameters
     ----------
     paths
-        ``.npy`` files of equal shape, dtype uint8.
+        Files of the store (:mod:`medalign3d.volumes.store`), of equal shape.
     shape
         Expected (X, Y, Z).
     in_memory_bytes
@@ -144,37 +144,16 @@ class Volumes:
         if total <= in_memory_bytes:
             self._array = np.empty((len(self.paths), *self.shape), dtype=np.uint8)
             for row in range(len(self.paths)):
-                self._array[row] = self._open(row, None)
+                self._array[row] = read(self.paths[row], shape=self.shape)
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def _open(self, row: int, mode: Any) -> npt.NDArray[np.uint8]:
-        path = Path(self.paths[row])
-        try:
-            array = np.load(path, mmap_mode=mode, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                "a normalized volume cannot be read",
-                where=f"{path.parent.name}/{path.name}",
-                found=type(error).__name__,
-                remedy="delete it and run `dvc repro` again",
-            ) from error
-        if array.dtype != np.uint8 or array.shape != self.shape:
-            raise InputError(
-                "a normalized volume has another form than the parameters say",
-                where=f"{path.parent.name}/{path.name}",
-                found=f"{array.dtype} {array.shape}",
-                expected=f"uint8 {self.shape}",
-                remedy="run `dvc repro` so that volumes follow params.yaml",
-            )
-        return array
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """The volumes of ``rows`` as an array (B, X, Y, Z) of uint8."""
         if self._array is not None:
             return self._array[np.asarray(rows, dtype=np.int64)]
-        return np.stack([self._open(int(row), "r") for row in rows])
+        return np.stack([read(self.paths[int(row)], shape=self.shape) for row in rows])
 
 
 def as_input(volumes: npt.NDArray[np.uint8]) -> torch.Tensor:

@@ -360,16 +360,22 @@ def _normalize_one(task: _Task) -> dict[str, Any]:
         quality_page.write_picture(task.out_dir, task.image_id, result.preview)
     if result.array is not None and result.verdict == "accepted":
         row |= regions.measure(result.array, result.affine)
-        row["path"] = f"{task.image_id}.npy"
-        row["sha256"] = store.write(task.out_dir, task.image_id, result.array)
+        row["path"] = store.write(task.out_dir, result.array)
+        row["sha256"] = files.sha256_file(Path(task.out_dir) / row["path"])
     row["seconds"] = time.perf_counter() - started
     return row
 
 
 def normalize_cohort(
-    images: pd.DataFrame, root: str | os.PathLike[str], params: Normalize, out_dir: str | os.PathLike[str]
+    images: pd.DataFrame,
+    root: str | os.PathLike[str],
+    params: Normalize,
+    out_dir: str | os.PathLike[str],
+    work_dir: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """Normalize every image of a cohort into a store; only what is new or changed is done.
+
+    A run that was killed goes on where it stopped: see :class:`medalign3d.volumes.store.Workspace`.
 
     Parameters
     ----------
@@ -381,7 +387,9 @@ def normalize_cohort(
     params
         The section ``normalize`` of the parameters.
     out_dir
-        The store: ``<image_id>.npy`` and ``index.parquet``.
+        The store: volumes, ``index.parquet``, ``pictures`` and ``quality.html``.
+    work_dir
+        Where finished volumes are kept between runs, on the same file system; by default beside ``out_dir``.
 
     Returns
     -------
@@ -410,18 +418,20 @@ def normalize_cohort(
     if len(duplicated):
         raise InputError("an image id stands twice", where="images table", found=duplicated.iloc[0])
     digest = params_sha256(params)
-    known = _known_rows(out)
+    workspace = store.Workspace(out.with_name(f".{out.name}.work") if work_dir is None else work_dir)
+    known = workspace.rows()
     rows: list[dict[str, Any]] = []
     tasks: list[_Task] = []
     sources: list[str] = []
     values = params.model_dump()
     for record in images.to_dict("records"):
         image_id = str(record["image_id"])
-        store.volume_path(out, image_id)
+        store.check_id(image_id)
         source = record.get("data_sha256")
         source = source if isinstance(source, str) else ""
         old = known.get(image_id)
-        if old is not None and source and old["source_sha256"] == source and old["params_sha256"] == digest:
+        same = old is not None and source and (old["source_sha256"], old["params_sha256"]) == (source, digest)
+        if old is not None and same and workspace.has(old):
             rows.append(old)
             continue
         source_format = record.get("source_format")
@@ -431,7 +441,7 @@ def normalize_cohort(
                 str(root),
                 str(record["source_path"]),
                 source_format if isinstance(source_format, str) and source_format else None,
-                str(out),
+                str(workspace.folder),
                 values,
             )
         )
@@ -451,6 +461,8 @@ def normalize_cohort(
                 row = {"image_id": task.image_id, "verdict": "quarantined", "reason": "IMAGE_UNREADABLE"}
                 row["detail"] = f"{outcome.status}: {outcome.error}"[:300]
             row |= {"source_sha256": sources[outcome.index], "params_sha256": digest}
+            if outcome.status == "done":  # a crash or the time limit may be the machine's fault: tried again next time
+                workspace.record(row)
             rows.append(row)
             accepted += row["verdict"] == "accepted"
             progress.advance(note=f"{progress.done + 1 - accepted} quarantined")
@@ -458,8 +470,11 @@ def normalize_cohort(
     order = {str(image_id): place for place, image_id in enumerate(images["image_id"])}
     index = index.sort_values("image_id", key=lambda ids: ids.map(order), ignore_index=True)
     index = _typed(index)
-    _remove_stale(out, set(index.loc[index["verdict"] == "accepted", "path"]))
-    quality_page.remove_stale_pictures(out, set(index["image_id"]))
+    workspace.keep_only(row for row in rows if "path" in row)
+    names = set(index.loc[index["verdict"] == "accepted", "path"])
+    workspace.publish(names, out)
+    store.remove_others(out, names)
+    quality_page.publish_pictures(workspace.folder, out, [str(image_id) for image_id in index["image_id"]])
     target = mni.target_grid(params.shape, params.zooms_mm)
     metadata = {
         "simulated": str(images.attrs.get("simulated", "false")),
@@ -497,35 +512,6 @@ def _typed(index: pd.DataFrame) -> pd.DataFrame:
     for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
         index[name] = index[name].astype("float32")
     return index
-
-
-def _known_rows(out: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the index of an earlier run whose arrays still stand."""
-    path = out / store.INDEX_NAME
-    if not path.exists():
-        return {}
-    try:
-        old = files.read_parquet(path)
-    except InputError:
-        return {}
-    if list(old.columns) != [name for name in INDEX_COLUMNS if name != "seconds"]:
-        return {}
-    return {
-        str(row["image_id"]): {str(name): value for name, value in row.items()}
-        for row in old.to_dict("records")
-        if row["verdict"] != "accepted" or (out / str(row["path"])).is_file()
-    }
-
-
-def _remove_stale(out: Path, keep: set[str]) -> None:
-    """Remove arrays that no row of the index names, and leftovers of interrupted writes."""
-    import shutil
-
-    for path in out.iterdir():
-        if path.suffix == ".npy" and path.name not in keep:
-            path.unlink()
-        elif path.is_dir() and path.name.startswith(".writing-"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def normalize_inputs(

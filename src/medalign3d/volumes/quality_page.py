@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,10 +205,18 @@ def write_page(
     return out / PAGE_NAME
 
 
-def remove_stale_pictures(out_dir: str | os.PathLike[str], keep: set[str]) -> None:
-    """Remove pictures of images that are not in ``keep``."""
-    folder = Path(out_dir) / PICTURE_FOLDER
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.suffix == ".jpg" and path.stem not in keep:
-                path.unlink()
+def publish_pictures(
+    work_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str], image_ids: Sequence[str]
+) -> None:
+    """Make the pictures of ``image_ids`` stand in a store, and no others in either folder."""
+    source, target = Path(work_dir) / PICTURE_FOLDER, Path(out_dir) / PICTURE_FOLDER
+    wanted = {f"{image_id}.jpg" for image_id in image_ids}
+    for folder in (source, target):
+        if folder.is_dir():
+            for path in folder.iterdir():
+                if path.name not in wanted:
+                    files.remove(path)
+    if source.is_dir():
+        for name in sorted(wanted):
+            if (source / name).exists():
+                files.link_or_copy(source / name, target / name)

@@ -1,0 +1,205 @@
+"""The store of normalized volumes and its workspace."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as arrays
+from volume_heads import make_head, posed
+
+from medalign3d.errors import InputError
+from medalign3d.files import sha256_file
+from medalign3d.params import Normalize
+from medalign3d.volumes import store
+from medalign3d.volumes.normalize import normalize_cohort
+
+ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(array=arrays.arrays(np.uint8, arrays.array_shapes(min_dims=3, max_dims=3, max_side=20)))
+def test_what_was_written_is_read(array: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    name = store.write(folder, array)
+    assert np.array_equal(store.read(folder / name, shape=array.shape), array)
+    assert store.write(folder, np.asfortranarray(array)) == name
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_names_follow_shape_and_voxels(tmp_path: Path) -> None:
+    names = {store.write(tmp_path, a) for a in (ARRAY, ARRAY.reshape(4, 3, 2), ARRAY[::-1], ARRAY.copy())}
+    assert len(names) == 3
+
+
+def test_files_are_reproducible(tmp_path: Path) -> None:
+    first = sha256_file(tmp_path / "a" / store.write(tmp_path / "a", ARRAY))
+    time.sleep(1.1)  # a clock time in the file would show
+    assert sha256_file(tmp_path / "b" / store.write(tmp_path / "b", ARRAY)) == first
+
+
+def test_every_damage_is_found(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    array = np.clip(random.normal(100, 60, (24, 30, 24)), 0, 255).astype(np.uint8)
+    path = tmp_path / store.write(tmp_path, array)
+    content = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(content)
+        if random.random() < 0.3:
+            damaged = damaged[: random.integers(0, len(damaged))]
+        else:
+            place = random.integers(0, len(damaged))
+            damaged[place] ^= 1 << int(random.integers(0, 8))
+        path.write_bytes(bytes(damaged))
+        try:
+            read = store.read(path)
+        except InputError:
+            continue
+        assert np.array_equal(read, array), "a flipped bit outside the voxels may pass, changed voxels may not"
+
+
+def test_what_is_no_volume_is_refused(tmp_path: Path) -> None:
+    name = store.write(tmp_path, ARRAY)
+    with pytest.raises(InputError, match="shape"):
+        store.read(tmp_path / name, shape=(1, 1, 1))
+    with pytest.raises(InputError, match="missing") as caught:
+        store.read(tmp_path / ("0" * 32 + store.SUFFIX))
+    assert str(tmp_path) not in str(caught.value), "a log may hold no path"
+    (tmp_path / name).rename(tmp_path / "renamed.b2nd")
+    with pytest.raises(InputError, match="damaged"):
+        store.read(tmp_path / "renamed.b2nd")
+    with pytest.raises(InputError, match="uint8"):
+        store.write(tmp_path, ARRAY.astype(np.float32))
+    with pytest.raises(InputError, match="file name"):
+        store.check_id("../a")
+
+
+def test_a_journal_survives_a_cut(tmp_path: Path) -> None:
+    workspace = store.Workspace(tmp_path)
+    name = store.write(tmp_path, ARRAY)
+    workspace.record({"image_id": "a", "path": name, "scale": math.nan})
+    workspace.record({"image_id": "b", "path": "", "reason": "QC_FAIL"})
+    workspace.record({"image_id": "a", "path": name, "scale": 2.0})
+    content = workspace.journal.read_bytes()
+    workspace.journal.write_bytes(content[:-5])
+    rows = workspace.rows()
+    assert set(rows) == {"a", "b"}
+    assert math.isnan(rows["a"]["scale"])
+    workspace.record({"image_id": "c", "path": ""})  # goes on after the torn line
+    assert set(workspace.rows()) == {"a", "b", "c"}
+    assert workspace.has(rows["a"])
+    assert workspace.has(rows["b"])
+    (tmp_path / name).write_bytes(b"damaged")
+    assert not workspace.has(rows["a"])
+    assert not workspace.has({"path": "../../etc/passwd"})
+
+
+def cohort(root: Path, count: int) -> pd.DataFrame:
+    """``count`` synthetic heads as files."""
+    rows = []
+    root.mkdir(parents=True)
+    for number in range(count):
+        head = make_head(posed((3.0 * number - 9, 0, 2), (1, 2, 3)), zoom=2.0, noise=10, seed=number).volume
+        name = f"{number}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(head.data.astype(np.int16), head.affine), root / name)
+        rows.append({"image_id": f"i{number}", "source_path": name, "source_format": "nifti", "data_sha256": name})
+    return pd.DataFrame(rows)
+
+
+def test_store_takes_up_parameters_damage_and_new_scans(
+    tmp_path: Path, params: Normalize, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = cohort(tmp_path / "raw", 3)
+    out, work = tmp_path / "out", tmp_path / "work"
+
+    def run(table: pd.DataFrame, settings: Normalize) -> tuple[list[str], str]:
+        index = normalize_cohort(table, tmp_path / "raw", settings, out, work)
+        assert {p.name for p in out.glob("*.b2nd")} == set(index["path"]) == {p.name for p in work.glob("*.b2nd")}
+        return list(index["path"]), capsys.readouterr().out
+
+    first, _ = run(images.iloc[:2], params)
+    both, said = run(images, params)
+    assert "2 of 3 volumes are up to date" in said
+    assert both[:2] == first
+    # DVC removes an output before it runs the stage again.
+    import shutil
+
+    shutil.rmtree(out)
+    again, said = run(images, params)
+    assert "3 of 3 volumes are up to date" in said
+    assert again == both
+    # A volume that rotted on the disk is made again.
+    path = work / both[0]
+    path.unlink()
+    path.write_bytes(b"rotten")
+    (out / both[0]).unlink()
+    again, said = run(images, params)
+    assert "2 of 3 volumes are up to date" in said
+    assert again == both
+    other, said = run(images, params.model_copy(update={"bias_correction": False}))
+    assert "up to date" not in said
+    assert not set(other) & set(both)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import pandas as pd
+from medalign3d.params import Normalize
+from medalign3d.volumes.normalize import normalize_cohort
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    images = pd.read_json(folder / "images.json", dtype=False)
+    params = Normalize.model_validate_json((folder / "params.json").read_text())
+    normalize_cohort(images, folder / "raw", params, folder / sys.argv[2], folder / (sys.argv[2] + "-work"))
+"""
+
+
+@pytest.mark.slow
+def test_killed_runs_end_in_the_same_store(tmp_path: Path, params: Normalize) -> None:
+    images = cohort(tmp_path / "raw", 6)
+    images.to_json(tmp_path / "images.json")
+    (tmp_path / "params.json").write_text(params.model_copy(update={"workers": 2}).model_dump_json())
+    (tmp_path / "run.py").write_text(textwrap.dedent(SCRIPT))
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path), name]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    whole = start("whole")
+    whole.communicate(timeout=200)
+    assert whole.returncode == 0
+    random = np.random.default_rng(5)
+    work = tmp_path / "killed-work"
+    for _ in range(6):
+        before = len(list(work.glob("*.b2nd"))) if work.exists() else 0
+        process = start("killed")
+        # At a random moment after the next volume is done, or while the worker processes still start.
+        limit = time.monotonic() + float(random.uniform(1, 25))
+        while process.poll() is None and time.monotonic() < limit:
+            if work.exists() and len(list(work.glob("*.b2nd"))) > before:
+                time.sleep(float(random.uniform(0, 0.3)))
+                break
+            time.sleep(0.01)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    last = start("killed")
+    said, _ = last.communicate(timeout=200)
+    assert last.returncode == 0
+    assert "volumes are up to date" in said, "what was done before the last kill is not done again"
+    expected = {p.relative_to(tmp_path / "whole"): sha256_file(p) for p in (tmp_path / "whole").rglob("*.*")}
+    assert {p.relative_to(tmp_path / "killed"): sha256_file(p) for p in (tmp_path / "killed").rglob("*.*")} == expected
+    assert any(path.name == "index.parquet" for path in expected)
