@@ -260,12 +260,15 @@ def test_evaluation_items_are_the_benchmarks_members(project: Path, params: Para
     assert {full.records[i.row]["image_id"] for i in items if i.split != "val"} == set(tested.index)
 
 
-def test_large_sets_are_mapped_and_equal(project: Path, params: Params) -> None:
+def test_large_sets_are_read_on_demand_and_equal(project: Path, params: Params) -> None:
     table = read_images(params, project / "data")
     paths = table["volume_path"].tolist()[:6]
-    inside, mapped = Volumes(paths, params.normalize.shape), Volumes(paths, params.normalize.shape, in_memory_bytes=0)
-    assert (inside.take([3, 0, 3]) == mapped.take([3, 0, 3])).all()
-    with pytest.raises(InputError, match="another form"):
+    inside, on_demand = (
+        Volumes(paths, params.normalize.shape),
+        Volumes(paths, params.normalize.shape, in_memory_bytes=0),
+    )
+    assert (inside.take([3, 0, 3]) == on_demand.take([3, 0, 3])).all()
+    with pytest.raises(InputError, match="another shape"):
         Volumes(paths, (8, 8, 8))
 
 

@@ -114,11 +114,14 @@ def test_every_judged_volume_has_a_picture(brain: bool, params: Normalize, tmp_p
         assert picture.size == result.preview.shape[1::-1]
 
 
-def test_stale_pictures_are_removed(tmp_path: Path) -> None:
+def test_only_pictures_of_the_store_are_published(tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
     for name in ("a", "b"):
-        write_picture(tmp_path, name, np.zeros((4, 4, 3), np.uint8))
-    quality_page.remove_stale_pictures(tmp_path, {"a"})
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["a.jpg"]
+        write_picture(work, name, np.zeros((4, 4, 3), np.uint8))
+    write_picture(out, "old", np.zeros((4, 4, 3), np.uint8))
+    quality_page.publish_pictures(work, out, ["a", "never drawn"])
+    for folder in (work, out):
+        assert [path.name for path in (folder / "pictures").iterdir()] == ["a.jpg"]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
