@@ -627,6 +627,18 @@ def test_archives_that_have_to_be_unpacked_first_are_remarked_on(tmp_path: Path)
     assert result.quarantine["detail"].str.contains("unpack it").all()
 
 
+def test_members_that_lead_out_of_their_archive_are_dropped_by_name_and_nothing_is_written(tmp_path: Path) -> None:
+    one_session(tmp_path / "in")
+    with zipfile.ZipFile(tmp_path / "in" / "mri" / "mri1ni.zip", "a") as archive:
+        archive.writestr("../../up.nii", image_bytes(2))
+        archive.writestr("__MACOSX/mri1ni/._T1.nii", b"no image")
+    before = sorted(tmp_path.rglob("*"))
+    result = run("NACC", tmp_path / "in")
+    assert list(by_key(result)) == ["mri1/T1.nii"]
+    assert reason_names(result) == ["IMAGE_UNREADABLE"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("field", "maker", "expected"),
     [(1, 1, (1.5, "GE")), (2, 2, (3.0, "Siemens")), (5, 3, (None, "Philips")), (7, 5, (None, None)),

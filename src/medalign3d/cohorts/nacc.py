@@ -135,10 +135,10 @@ _REASONS_OF_THE_FILE = frozenset(
     }
 )
 _RELEASED = re.compile(
-    r"(?P<licence>investigator|commercial)(?P<module>_ftldlbd)?(?P<mri>_mri)?_nacc(?P<freeze>\d+)\.(?:csv|xlsx|xls)",
+    r"(?P<licence>investigator|commercial)(?P<module>_ftldlbd)?(?P<mri>_mri)?_nacc(?P<freeze>\d+)\.(?:csv|tsv|xlsx?|xlsm)(?:\.gz)?",
     re.IGNORECASE,
 )
-_REQUESTED = re.compile(r".+?(?P<date>\d{8})(?:_?mri)?\.(?:csv|xlsx|xls)", re.IGNORECASE)
+_REQUESTED = re.compile(r".+?(?P<date>\d{8})(?:_?mri)?\.(?:csv|tsv|xlsx?|xlsm)(?:\.gz)?", re.IGNORECASE)
 
 
 def parse_volume(cell: str, low: float, high: float) -> tuple[float | None, QuarantineReason | None]:

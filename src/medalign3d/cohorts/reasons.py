@@ -96,7 +96,8 @@ EXPLANATIONS: dict[QuarantineReason, Explanation] = {
         "the cohort's folder; check whether the folder is a stray one (a padded number, another cohort).",
     ),
     _R.IMAGE_WITHOUT_FILE: Explanation(
-        "A list of the download names a T1-weighted image whose file is not below the cohort's folder.",
+        "A list of the download names a T1-weighted image whose file is not below the cohort's folder, or is in an "
+        "archive that is still packed.",
         "Download the rest of the collection and unpack it there, or ignore it if the image was left out on purpose.",
     ),
     _R.FILE_WITHOUT_RECORD: Explanation(
@@ -182,7 +183,8 @@ EXPLANATIONS: dict[QuarantineReason, Explanation] = {
         "Correct the date, or download the image and its list again.",
     ),
     _R.VISCODE_UNKNOWN: Explanation(
-        "The visit code stands for no month; the visit is matched by its date alone.",
+        "The visit code stands for no month, or is not that of the visit nearest to the scan; the visit is matched by "
+        "its date alone.",
         "Nothing needs doing.",
     ),
     _R.VALUE_OUT_OF_RANGE: Explanation(
@@ -228,7 +230,8 @@ EXPLANATIONS: dict[QuarantineReason, Explanation] = {
     ),
     _R.CROSS_COHORT_DUPLICATE: Explanation(
         "The same scan is in two cohorts; the cohort that comes first in `cohorts` of params.yaml keeps it, and the "
-        "two participants are linked as one person.",
+        "two participants are linked as one person. Or the image is of a centre that `ingest.exclude_nacc_adc` leaves "
+        "out because its participants may be in another cohort too.",
         "Nothing needs doing; change the order of `cohorts` to keep the other copy.",
     ),
 }
