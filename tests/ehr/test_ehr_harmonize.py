@@ -421,3 +421,11 @@ def test_a_value_and_its_source_stand_together():
     broken.loc[broken["native_subject_id"] == "A1", "mmse_source"] = None
     with pytest.raises(InputError, match="a value and its source stand together"):
         validate_images(broken)
+
+
+def test_the_empty_text_of_an_empty_record_stays_a_text(tmp_path):
+    params = make_params(cohorts=["ADNI"])
+    result = harmonize({"ADNI": tables([adni("A1", age_years=None)])}, params)
+    result.images.loc[0, "ehr_text"] = ""
+    write_harmonized(result, tmp_path)
+    assert read_parquet(tmp_path / "images.parquet")["ehr_text"].tolist() == [""]

@@ -315,14 +315,17 @@ def _add_text(images: pd.DataFrame, params: Params) -> None:
     options = text.text_options(params)
     texts, fields = [], []
     for record in records_of(images):
-        rendered = text.render(record, **options)
+        parts = text.clauses(record, **options)
+        rendered = text.sentence(parts.values())
         leaks = text.find_leaks(rendered)
         if leaks:
             raise MedAlignError(
                 "a record's text names its answer", where=f"image {record['image_id']}", found=leaks, expected="none"
             )
         texts.append(rendered)
-        fields.append(text.present_fields(record, **{**options, "missing": "omit"}))
+        # Where missing fields are stated, the text has more clauses than the record has fields.
+        stated = options["missing"] == "state"
+        fields.append(text.present_fields(record, **{**options, "missing": "omit"}) if stated else list(parts))
     images["ehr_text"] = pd.Series(texts, index=images.index, dtype="str")
     images["ehr_fields"] = pd.Series(fields, index=images.index, dtype=object)
     images["ehr_template"] = pd.Series(text.TEMPLATE, index=images.index, dtype="str")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medalign3d.ehr.schema import Column
-from medalign3d.ehr.values import is_missing, mapping_or_empty
+from medalign3d.ehr.values import mapping_or_empty
 from medalign3d.errors import InputError
 from medalign3d.files import write_arrow
 
@@ -61,7 +61,9 @@ def _cells(values: pd.Series, column: Column) -> list[Any]:
         return [[(name, number(cells[name])) for name in sorted(cells)] for cells in maps]
     if column.dtype.startswith("list"):
         return [list(value) if hasattr(value, "__len__") else None for value in values]
-    return [None if is_missing(value) else value for value in values]
+    # An empty text is a text: the record of a person of whom nothing is known.
+    cells: list[Any] = values.astype(object).where(values.notna(), None).tolist()
+    return cells
 
 
 def arrow_table(table: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:

@@ -13,7 +13,7 @@ maxima.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from medalign3d.ehr.values import is_missing, mapping_or_empty, number_or_none, text_or_none
@@ -332,6 +332,11 @@ def render(
         missing=missing,
         oldest_age=oldest_age,
     ).values()
+    return sentence(parts)
+
+
+def sentence(parts: Iterable[str]) -> str:
+    """Clauses as one line of text; empty without any."""
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
