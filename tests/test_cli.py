@@ -20,7 +20,9 @@ def workspace(tmp_path, project, params_text, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["ingest", "normalize", "predict", "profile", "doctor", "explain", "why-missing"])
+@pytest.mark.parametrize(
+    "command", ["ingest", "bids", "normalize", "predict", "profile", "doctor", "explain", "why-missing"]
+)
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -1,5 +1,5 @@
-"""The command line: ``medalign3d ingest | normalize | predict | simulate | table1 | profile | doctor``, and ``explain``
-and ``why-missing`` for one image or person.
+"""The command line: ``medalign3d ingest | bids | normalize | predict | simulate | table1 | profile | doctor``, and
+``explain`` and ``why-missing`` for one image or person.
 
 Exit codes: 0 done; 1 an error that the message explains, or a doctor that found something missing; 2 wrong usage;
 3 done, but some inputs were quarantined. ``why-missing``: 0 all is in the result, 3 something was stopped with a
@@ -63,6 +63,38 @@ def _ingest(arguments: argparse.Namespace) -> int:
     if reasons:
         print("one image or participant: medalign3d why-missing ID --data " + arguments.out)
     return EXIT_QUARANTINED if reasons else EXIT_DONE
+
+
+def _bids(arguments: argparse.Namespace) -> int:
+    from medalign3d.bids import Options, export, tables_of_ingest, tables_of_pipeline
+
+    if (arguments.tables is None) != (arguments.root is None):
+        raise ParameterError(
+            "give both the tables and the folder they were made from, or neither",
+            where="medalign3d bids --tables DIR --root ROOT",
+        )
+    params = _params(arguments.params)
+    if arguments.tables is not None:
+        source = tables_of_ingest(Path(arguments.tables), Path(arguments.root), params)
+    else:
+        source = tables_of_pipeline(Path("data"), params, arguments.cohort or ())
+    options = Options(
+        everything=arguments.all,
+        relative_dates=arguments.relative_dates,
+        derivatives=arguments.derivatives,
+        overwrite=arguments.overwrite,
+        workers=arguments.workers or params.ingest.workers,
+    )
+    summary = export(Path(arguments.out), source, options)
+    refused = sum(summary.refused.values())
+    rate = f" ({summary.written / summary.seconds:.1f} images/s)" if summary.written else ""
+    print(f"{summary.written} images written{rate}, {summary.up_to_date} up to date, {refused} not exported")
+    for reason, count in summary.refused.most_common():
+        print(f"  {count:5d}  {reason}")
+    if summary.normalized:
+        print(f"{summary.normalized} normalized volumes written to {Path(arguments.out) / 'derivatives'}")
+    print(f"the dataset is in {arguments.out}; check it with `bids-validator-deno {arguments.out}`")
+    return EXIT_QUARANTINED if refused else EXIT_DONE
 
 
 def _normalize(arguments: argparse.Namespace) -> int:
@@ -321,6 +353,27 @@ def build_parser() -> argparse.ArgumentParser:
     ingest.add_argument("root", metavar="ROOT", help="the folder with the custodian's files")
     ingest.add_argument("--out", required=True, metavar="DIR", help="where the tables go")
     ingest.set_defaults(run=_ingest)
+
+    bids = add(
+        "bids",
+        "write the accepted images with their tables as a BIDS dataset, or add them to one",
+        "  medalign3d bids --out ~/bids/all                          # after `dvc repro`: all cohorts of the pipeline\n"
+        "  medalign3d bids --tables tables/OASIS --root ~/downloads/OASIS-1 --out ~/bids/oasis1",
+    )
+    bids.add_argument("--out", required=True, metavar="DIR", help="the dataset's folder; new, or a BIDS dataset")
+    bids.add_argument(
+        "--cohort", action="append", choices=COHORT_NAMES, metavar="COHORT", help="only this cohort (repeatable)"
+    )
+    bids.add_argument("--tables", metavar="DIR", help="output of `medalign3d ingest`, in place of the pipeline's data/")
+    bids.add_argument("--root", metavar="ROOT", help="the folder that those tables were made from")
+    bids.add_argument("--all", action="store_true", help="every accepted image, not only the selected one of a visit")
+    bids.add_argument(
+        "--relative-dates", action="store_true", help="add the days from each person's first event to sessions.tsv"
+    )
+    bids.add_argument("--derivatives", action="store_true", help="also write the normalized volumes")
+    bids.add_argument("--overwrite", action="store_true", help="write images anew that are up to date")
+    bids.add_argument("--workers", type=int, metavar="N", help="processes (default: ingest.workers)")
+    bids.set_defaults(run=_bids)
 
     normalize = add(
         "normalize",

@@ -48,6 +48,7 @@ __all__ = [
     "load_table",
     "match_visit",
     "native_ids",
+    "native_session",
     "participant_id_of",
     "read_table",
     "session_id_of",
@@ -230,46 +231,72 @@ def image_id_of(dataset: str, native_image_key: str) -> str:
     return hashlib.sha1(f"{dataset}|{native_image_key}".encode()).hexdigest()[:16]
 
 
-_MONTH_CODE = re.compile(r"m0*(\d{1,3})", re.IGNORECASE)
+_MONTH_CODE = re.compile(r"m0*([0-9]{1,3})", re.IGNORECASE)
+_BASELINE_CODES = frozenset({"bl", "sc", "scmri", "init"})
+#: Cohort -> the native ids that its custodian gives, and the BIDS labels made of them.
+_SUBJECTS: dict[str, tuple[re.Pattern[str], str]] = {
+    "ADNI": (re.compile(r"([0-9]{3})_(S)_([0-9]{4,5})"), "ADNI"),
+    "NACC": (re.compile(r"(NACC[0-9]{6})"), ""),
+    "OASIS": (re.compile(r"(OAS[12])_([0-9]{4})|(OAS3[0-9]{4})"), ""),
+    "AIBL": (re.compile(r"([0-9]+)"), "AIBL"),
+    "MIRIAD": (re.compile(r"miriad_([0-9]{3})"), "MIRIAD"),
+    "IXI": (re.compile(r"(IXI[0-9]{3})"), ""),
+}
+#: Cohort -> session labels that stand for a number, which no other native code may take.
+_NUMBERED_SESSIONS = {"ADNI": r"M[0-9]{3}", "AIBL": r"M[0-9]{3}", "NACC": r"MR[0-9]{2,}", "MIRIAD": r"V[0-9]{2,}"}
+
+
+def _escape(text: str, reserved: str | None = None) -> str:
+    """``text`` as letters and digits: any other character, and ``Z`` itself, becomes ``Z``, its code, ``z``.
+
+    Different texts have different results, and none matches the pattern ``reserved``.
+
+    >>> _escape("uns1"), _escape("4_bl"), _escape("MR01", r"MR[0-9]{2,}")
+    ('uns1', '4Z5fzbl', 'Z4dzR01')
+    """
+    label = "".join(c if c.isascii() and c.isalnum() and c != "Z" else f"Z{ord(c):x}z" for c in text)
+    if reserved is not None and re.fullmatch(reserved, label):
+        label = f"Z{ord(text[0]):x}z{label[1:]}"
+    return label or "Z"
+
+
+def _unescape(label: str) -> str:
+    return "" if label == "Z" else re.sub(r"Z([0-9a-f]{1,6})z", lambda match: chr(int(match[1], 16)), label)
 
 
 def participant_id_of(dataset: str, native_subject_id: str) -> str:
     """The BIDS participant label of a native subject id; letters and digits only, and invertible.
 
+    An id that is none of the cohort's own form gets a label with ``X`` behind the cohort's name, so that two people
+    never share a label.
+
     >>> participant_id_of("ADNI", "005_S_0223"), participant_id_of("MIRIAD", "miriad_188")
     ('sub-ADNI005S0223', 'sub-MIRIAD188')
     """
-    native = native_subject_id
-    if dataset == "ADNI":
-        return "sub-ADNI" + native.replace("_", "")
-    if dataset in ("NACC", "IXI"):
-        return "sub-" + native
-    if dataset == "OASIS":
-        return "sub-" + native.replace("_", "")
-    if dataset == "AIBL":
-        return "sub-AIBL" + native
-    if dataset == "MIRIAD":
-        return "sub-MIRIAD" + native.rsplit("_", 1)[-1]
-    raise ValueError(f"unknown dataset {dataset!r}")
+    if dataset not in _SUBJECTS:
+        raise ValueError(f"unknown dataset {dataset!r}")
+    pattern, prefix = _SUBJECTS[dataset]
+    if match := pattern.fullmatch(native_subject_id):
+        return "sub-" + prefix + "".join(group for group in match.groups() if group)
+    return f"sub-{dataset}X{_escape(native_subject_id)}"
 
 
 def session_id_of(dataset: str, session: str) -> str:
-    """The BIDS session label of a native session or visit code.
+    """The BIDS session label of a native session or visit code; see :func:`native_session` for the way back.
+
+    In ADNI and AIBL all codes of the baseline (``bl``, ``sc``, ``scmri``, ``init``) share one session.
 
     >>> session_id_of("ADNI", "bl"), session_id_of("ADNI", "m06"), session_id_of("OASIS", "d0129")
     ('ses-M000', 'ses-M006', 'ses-d0129')
     """
     if dataset in ("ADNI", "AIBL"):
-        if session in ("bl", "sc", "scmri", "init"):
+        if session.lower() in _BASELINE_CODES:
             return "ses-M000"
         if match := _MONTH_CODE.fullmatch(session):
             return f"ses-M{int(match[1]):03d}"
-        return "ses-" + (re.sub(r"[^0-9A-Za-z]", "", session) or "unknown")
-    if dataset == "NACC":
-        return f"ses-MR{int(session):02d}" if session.isdigit() else "ses-" + re.sub(r"[^0-9A-Za-z]", "", session)
-    if dataset == "MIRIAD":
-        return f"ses-V{int(session):02d}"
-    return "ses-" + re.sub(r"[^0-9A-Za-z]", "", session)
+    elif dataset in ("NACC", "MIRIAD") and re.fullmatch(r"[0-9]+", session):
+        return f"ses-{'MR' if dataset == 'NACC' else 'V'}{int(session):02d}"
+    return "ses-" + _escape(session, _NUMBERED_SESSIONS.get(dataset))
 
 
 def native_ids(participant_id: str) -> tuple[str, str]:
@@ -279,21 +306,42 @@ def native_ids(participant_id: str) -> tuple[str, str]:
     (('ADNI', '005_S_0223'), ('OASIS', 'OAS1_0001'))
     """
     label = participant_id.removeprefix("sub-")
-    if match := re.fullmatch(r"ADNI(\d{3})S(\d{4,5})", label):
+    if match := re.fullmatch(r"ADNI([0-9]{3})S([0-9]{4,5})", label):
         return "ADNI", f"{match[1]}_S_{match[2]}"
-    if re.fullmatch(r"NACC\d{6}", label):
+    if re.fullmatch(r"NACC[0-9]{6}", label):
         return "NACC", label
-    if match := re.fullmatch(r"OAS([12])(\d{4})", label):
+    if match := re.fullmatch(r"OAS([12])([0-9]{4})", label):
         return "OASIS", f"OAS{match[1]}_{match[2]}"
-    if re.fullmatch(r"OAS3\d{4}", label):
+    if re.fullmatch(r"OAS3[0-9]{4}", label):
         return "OASIS", label
-    if match := re.fullmatch(r"AIBL(\d+)", label):
+    if match := re.fullmatch(r"AIBL([0-9]+)", label):
         return "AIBL", match[1]
-    if match := re.fullmatch(r"MIRIAD(\d{3})", label):
+    if match := re.fullmatch(r"MIRIAD([0-9]{3})", label):
         return "MIRIAD", f"miriad_{match[1]}"
-    if re.fullmatch(r"IXI\d{3}", label):
+    if re.fullmatch(r"IXI[0-9]{3}", label):
         return "IXI", label
+    if match := re.fullmatch(rf"({'|'.join(_SUBJECTS)})X([0-9A-Za-z]+)", label):
+        return match[1], _unescape(match[2])
     raise ValueError(f"no participant label of a known cohort: {participant_id!r}")
+
+
+def native_session(dataset: str, session_id: str) -> str:
+    """The native session or visit code of a BIDS session label: the inverse of :func:`session_id_of`.
+
+    Where several native spellings share a label, the custodian's usual one: ``bl`` for the baseline, two digits for
+    months and for visits of MIRIAD, no padding for sessions of NACC.
+
+    >>> native_session("ADNI", "ses-M000"), native_session("ADNI", "ses-M006"), native_session("NACC", "ses-MR01")
+    ('bl', 'm06', '1')
+    """
+    label = session_id.removeprefix("ses-")
+    reserved = _NUMBERED_SESSIONS.get(dataset)
+    if reserved is not None and re.fullmatch(reserved, label):
+        number = int(re.sub(r"\D", "", label))
+        if dataset in ("ADNI", "AIBL"):
+            return "bl" if number == 0 else f"m{number:02d}"
+        return str(number) if dataset == "NACC" else f"{number:02d}"
+    return _unescape(label)
 
 
 # ------------------------------------------------------------------------------------------------------------- visits
@@ -862,19 +910,24 @@ class Ingest:
             image.provenance["age_years"] = {"file": file, "row": row, "rule": rule}
 
     def select(self, derived_of: Callable[[FoundImage], Hashable] | None = None) -> None:
-        """Number the runs of every session and mark the selected image of each.
+        """Number the runs of every session and mark the selected image of each visit.
 
+        Runs count within the BIDS session, which several visit codes may share (``sc`` and ``bl`` of ADNI).
         In the form ``table1_emulation`` rows are first assembled as the published table's were, and all are selected.
         """
         if self.form == "table1_emulation":
             emulate(self)
         sessions: dict[tuple[str, str], list[FoundImage]] = {}
+        runs: dict[tuple[str, str], list[FoundImage]] = {}
         for image in self.images:
             if not image.dropped:
                 sessions.setdefault((image.subject, image.session), []).append(image)
-        for group in sessions.values():
+                label = session_id_of(self.dataset, image.session)
+                runs.setdefault((image.subject, label), []).append(image)
+        for group in runs.values():
             for number, image in enumerate(sorted(group, key=lambda i: (i.order, i.key)), start=1):
                 image.run = number
+        for group in sessions.values():
             ranked = sorted(group, key=lambda i: (i.rank, i.order, i.key))
             for place, image in enumerate(ranked, start=1):
                 image.values.setdefault("selection_rank", min(place, 127))

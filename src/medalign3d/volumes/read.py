@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medalign3d.errors import InputError, VolumeError
 from medalign3d.volumes.grids import Array, Matrix, voxel_sizes
@@ -189,23 +190,32 @@ def _companion(path: Path, suffix: str) -> Path:
     )
 
 
-def _read_nibabel(path: Path) -> Volume:
-    import nibabel
+@dataclass(frozen=True)
+class StoredImage:
+    """A NIfTI or Analyze image on disk whose voxels have not been read yet.
 
+    Attributes
+    ----------
+    image
+        The nibabel image; ``image.dataobj`` reads scaled voxels, ``image.dataobj.get_unscaled()`` those on disk.
+    shape
+        Three axes; trailing axes of length one are left out.
+    affine, affine_source, source_format
+        As in :class:`Volume`.
+    """
+
+    image: Any
+    shape: tuple[int, int, int]
+    affine: Matrix
+    affine_source: Literal["header", "assumed"]
+    source_format: str
+
+
+@contextlib.contextmanager
+def _explain_damage() -> Iterator[None]:
+    """Turn whatever a parser raises on untrusted bytes into a :class:`VolumeError`."""
     try:
-        image = _open_image(path)
-        shape = tuple(int(n) for n in image.shape)
-        if any(n < 1 for n in shape) or int(np.prod([float(n) for n in shape])) > MAXIMUM_VOXELS:
-            raise VolumeError("IMAGE_UNREADABLE", "the image's size is not credible", found=shape)
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != 3:
-            raise VolumeError("IMAGE_NOT_3D", "the image is not three-dimensional", found=f"shape {shape}")
-        stored = image.header.get_data_dtype()
-        if stored.fields is not None or stored.kind not in "iuf":
-            raise VolumeError("IMAGE_NOT_3D", "voxels are not single numbers", found=str(stored))
-        _refuse_short_file(image, path)
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+        yield
     except VolumeError:
         raise
     except (EOFError, zlib.error) as error:
@@ -220,15 +230,65 @@ def _read_nibabel(path: Path) -> Volume:
             "the image file ends too early" if short else "the image file cannot be read",
             found=type(error).__name__,
         ) from error
-    nifti = isinstance(image, (nibabel.Nifti1Image, nibabel.Nifti1Pair))
-    if nifti:
-        header = image.header
-        coded = int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
-        affine = np.array(image.affine, dtype=float) if coded else _assumed_affine(shape, header.get_zooms()[:3], path)
-        source_format = "nifti" if isinstance(image, nibabel.Nifti1Image) else "nifti_pair"
-        return Volume(data, affine, "header" if coded else "assumed", source_format, str(stored))
-    affine = _assumed_affine(shape, image.header.get_zooms()[:3], path)
-    return Volume(data, affine, "assumed", "analyze", str(stored))
+
+
+def open_stored(path: Path) -> StoredImage:
+    """Open a NIfTI or Analyze file without reading its voxels.
+
+    Raises
+    ------
+    VolumeError
+        When the file is no such image, is shorter than its header promises, or is not three-dimensional.
+    """
+    import nibabel
+
+    with _explain_damage():
+        image = _open_image(path)
+        shape = tuple(int(n) for n in image.shape)
+        if any(n < 1 for n in shape) or int(np.prod([float(n) for n in shape])) > MAXIMUM_VOXELS:
+            raise VolumeError("IMAGE_UNREADABLE", "the image's size is not credible", found=shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3:
+            raise VolumeError("IMAGE_NOT_3D", "the image is not three-dimensional", found=f"shape {shape}")
+        stored = image.header.get_data_dtype()
+        if stored.fields is not None or stored.kind not in "iuf":
+            raise VolumeError("IMAGE_NOT_3D", "voxels are not single numbers", found=str(stored))
+        _refuse_short_file(image, path)
+        if isinstance(image, (nibabel.Nifti1Image, nibabel.Nifti1Pair)):
+            coded = int(image.header["qform_code"]) > 0 or int(image.header["sform_code"]) > 0
+            source_format = "nifti" if isinstance(image, nibabel.Nifti1Image) else "nifti_pair"
+        else:
+            coded, source_format = False, "analyze"
+        affine = np.array(image.affine, dtype=float)
+        if not coded:
+            affine = _assumed_affine(shape, image.header.get_zooms()[:3], path)
+    return StoredImage(image, shape, affine, "header" if coded else "assumed", source_format)
+
+
+def stored_voxels(stored: StoredImage) -> tuple[NDArray[Any], float, float]:
+    """Voxels exactly as on disk, with the slope and intercept that scale them.
+
+    Returns
+    -------
+    voxels
+        Shape (X, Y, Z), the file's own number type in this machine's byte order.
+    slope, intercept
+        ``slope * voxel + intercept`` is the scaled value; 1 and 0 where the file does not scale.
+    """
+    with _explain_damage():
+        proxy = stored.image.dataobj
+        voxels = np.asarray(proxy.get_unscaled()).reshape(stored.shape)
+        native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+        return native, float(proxy.slope), float(proxy.inter)
+
+
+def _read_nibabel(path: Path) -> Volume:
+    stored = open_stored(path)
+    with _explain_damage():
+        data = np.asarray(stored.image.dataobj, dtype=np.float32).reshape(stored.shape)
+    dtype = str(stored.image.header.get_data_dtype())
+    return Volume(data, stored.affine, stored.affine_source, stored.source_format, dtype)
 
 
 def _open_image(path: Path) -> Any:
@@ -483,16 +543,47 @@ def dcm2niix_command() -> list[str]:
 
 @dataclass(frozen=True)
 class _Candidate:
+    path: Path
     volume: Volume | None
     slices: int
     head_scan: bool
     refusal: VolumeError | None
+    facts: dict[str, Any]
 
 
 def _read_dicom(path: Path) -> Volume:
     """Convert a DICOM file or folder (any nesting) and take its T1-like 3-D series of most slices."""
-    with contextlib.ExitStack() as stack:
-        return _convert_dicom(_one_image(path, stack))
+    with _convert_dicom(path) as candidate:
+        assert candidate.volume is not None
+        return candidate.volume
+
+
+@contextlib.contextmanager
+def nifti_on_disk(
+    root: str | os.PathLike[str], source_path: str, source_format: str
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield an image as a NIfTI or Analyze file on disk, whatever it is shipped as, for as long as the block runs.
+
+    DICOM series are converted, zip members unpacked, both into a temporary folder.
+
+    Yields
+    ------
+    path
+        The file (one of the two files of a pair).
+    facts
+        What the DICOM conversion says about the acquisition (BIDS names, unfiltered); empty for other formats.
+
+    Raises
+    ------
+    VolumeError
+        As :func:`read_volume`.
+    """
+    with locate(root, source_path) as place:
+        if source_format == "dicom":
+            with _convert_dicom(place) as candidate:
+                yield candidate.path, candidate.facts
+        else:
+            yield (_only_image(place) if place.is_dir() else place), {}
 
 
 def _one_image(path: Path, stack: contextlib.ExitStack) -> Path:
@@ -518,10 +609,12 @@ def _one_image(path: Path, stack: contextlib.ExitStack) -> Path:
     return links
 
 
-def _convert_dicom(folder: Path) -> Volume:
-    """Convert every series below ``folder`` and choose among them."""
-    with tempfile.TemporaryDirectory(prefix="medalign3d-dicom-") as holder:
-        out = Path(holder)
+@contextlib.contextmanager
+def _convert_dicom(path: Path) -> Iterator[_Candidate]:
+    """Convert every series below a folder (that of ``path`` when it is a file) and choose among them."""
+    with contextlib.ExitStack() as stack:
+        folder = _one_image(path, stack)
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medalign3d-dicom-")))
         # File names carry only counters and protocol words; the side-car is anonymised and thrown away with the folder.
         command = [*dcm2niix_command(), "-b", "y", "-ba", "y", "-z", "n", "-d", "9", "-m", "2", "-x", "i", "-c", ""]
         command += ["-f", "%s_%p_%d", "-o", str(out), str(folder)]
@@ -539,18 +632,17 @@ def _convert_dicom(folder: Path) -> Volume:
                 found=f"exit code {result.returncode}",
             )
         candidates = [_candidate(image) for image in images]
-    usable = [c for c in candidates if c.volume is not None]
-    if not usable:
-        refusal = max(candidates, key=lambda c: c.slices).refusal
-        assert refusal is not None
-        raise refusal
-    best = max(usable, key=lambda c: (c.head_scan, c.slices))
-    assert best.volume is not None
-    if not best.head_scan and all(not c.head_scan for c in usable):
-        raise VolumeError(
-            "NOT_T1", "no three-dimensional T1 series among the DICOM files", found=f"{len(candidates)} series"
-        )
-    return best.volume
+        usable = [c for c in candidates if c.volume is not None]
+        if not usable:
+            refusal = max(candidates, key=lambda c: c.slices).refusal
+            assert refusal is not None
+            raise refusal
+        best = max(usable, key=lambda c: (c.head_scan, c.slices))
+        if not best.head_scan and all(not c.head_scan for c in usable):
+            raise VolumeError(
+                "NOT_T1", "no three-dimensional T1 series among the DICOM files", found=f"{len(candidates)} series"
+            )
+        yield best
 
 
 def _candidate(image: Path) -> _Candidate:
@@ -575,6 +667,6 @@ def _candidate(image: Path) -> _Candidate:
         slices = min(volume.data.shape)
         if slices < MINIMUM_VOXELS:
             check_geometry(volume.data.shape, volume.affine)
-        return _Candidate(volume, slices, not named_other and not derived, None)
+        return _Candidate(image, volume, slices, not named_other and not derived, None, facts)
     except VolumeError as error:
-        return _Candidate(None, 0, False, error)
+        return _Candidate(image, None, 0, False, error, facts)
