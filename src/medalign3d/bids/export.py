@@ -51,6 +51,9 @@ LOCK_NAME = ".medalign3d_bids"
 NOT_EXPORTED = "medalign3d_not_exported.tsv"
 NORMALIZED_SPACE = "MNI152NLin2009aSym"
 IMAGE_TIME_LIMIT_SECONDS = 600.0
+VOLUME_KEY = "SourceVolume"
+"""Key of a derivative's side-car: the digest by which the store of normalized volumes names it."""
+
 DERIVATIVES = Path("derivatives") / "medalign3d"
 
 
@@ -546,15 +549,15 @@ def _write_not_exported(out: Path, source: Source, refused: tables.Rows, exporte
 # ---------------------------------------------------------------------------------------------------------- derivatives
 
 
-def write_normalized(task: tuple[str, str, str, list[list[float]], str, str, bool]) -> dict[str, str]:
-    """Write one normalized volume (stored array, its hash, target, affine, source's name, source hash, simulated)."""
+def write_normalized(task: tuple[str, str, list[list[float]], str, str, bool]) -> dict[str, str]:
+    """Write one normalized volume (stored array, target, affine, name of the raw image, hash, simulated)."""
     import numpy as np
 
-    array_path, digest, target, affine, raw, source_sha256, simulated = task
+    array_path, target, affine, raw, digest, simulated = task
     try:
-        array = store.read(array_path, sha256=digest)
+        array = store.read(array_path)
         content = nifti_bytes(np.asarray(array), np.array(affine), code=MNI_CODE, simulated=simulated)
-        side: dict[str, Any] = {"SkullStripped": True, "Sources": [f"bids:raw:{raw}"], SOURCE_KEY: source_sha256}
+        side: dict[str, Any] = {"SkullStripped": True, "Sources": [f"bids:raw:{raw}"], VOLUME_KEY: digest}
         write_pair(target, content, side | ({"Simulated": True} if simulated else {}))
     except MedAlignError as error:
         return {"status": "disk_full" if disk_is_full(error) else "refused"}
@@ -586,13 +589,13 @@ def _write_derivatives(
             place = Path(row["participant_id"]) / row["session_id"] / "anat"
             stem = names[row["image_id"]].removesuffix("_T1w")
             target = base / place / f"{stem}_space-{NORMALIZED_SPACE}_desc-normalized_T1w"
-            digest = str(volume["sha256"])
-            done = _sidecar(target.with_suffix(".json")).get(SOURCE_KEY) == digest
+            digest = Path(str(volume["path"])).stem  # the store names volumes by their content
+            done = _sidecar(target.with_suffix(".json")).get(VOLUME_KEY) == digest
             if done and target.with_suffix(".nii.gz").is_file() and not options.overwrite:
                 continue
             raw = (place / f"{names[row['image_id']]}.nii.gz").as_posix()
             array = str(folder / str(volume["path"]))
-            tasks.append((array, digest, str(target), grid, raw, digest, source.simulated))
+            tasks.append((array, str(target), grid, raw, digest, source.simulated))
     named = {row.get("cohort", "") for row in tables.read_tsv(out / "participants.tsv", "participant_id").values()}
     cohorts = [cohort for cohort in description.COHORTS if cohort in named]
     text = json.dumps(description.derivative_description(cohorts, source.simulated), indent=2, ensure_ascii=False)
