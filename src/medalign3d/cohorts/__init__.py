@@ -48,6 +48,7 @@ TABLES = ("images", "visits", "quarantine", "sources", "field_issues")
 _ARROW_TYPES = {
     "shape": pa.list_(pa.int32()),
     "zooms": pa.list_(pa.float32()),
+    "fingerprint": pa.list_(pa.float32()),
     "scan_date": pa.date32(),
     "visit_date": pa.date32(),
 }

@@ -121,6 +121,7 @@ IMAGE_COLUMNS: dict[str, str] = {
     "source_format": "string",
     "source_sha256": "string",
     "data_sha256": "string",
+    "fingerprint": "object",
     "shape": "object",
     "zooms": "object",
     "orientation": "string",
@@ -991,6 +992,7 @@ class Ingest:
             record |= {
                 "source_sha256": facts.source_sha256,
                 "data_sha256": facts.data_sha256,
+                "fingerprint": None if facts.fingerprint is None else list(facts.fingerprint),
                 "shape": list(facts.shape),
                 "zooms": [round(zoom, 6) for zoom in facts.zooms],
                 "orientation": facts.orientation,

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medalign3d.cohorts.archives import Archive, ArchiveError, Gunzip
+from medalign3d.cohorts.fingerprint import fingerprint
 from medalign3d.cohorts.reasons import QuarantineReason
 from medalign3d.cohorts.values import parse_float
 from medalign3d.errors import VolumeError
@@ -75,6 +76,7 @@ class ImageFacts:
     data_sha256: str
     source_sha256: str
     affine_source: str
+    fingerprint: tuple[float, ...] | None = None
     manufacturer: str | None = None
     scanner_model: str | None = None
     field_strength_t: float | None = None
@@ -386,6 +388,7 @@ def _inspect_nifti(image: ImageFile, source: _Source) -> ImageFacts:
         data_sha256=hashlib.sha256(little).hexdigest(),
         source_sha256=hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         affine_source=affine_source,
+        fingerprint=fingerprint(array.reshape(final_shape, order="F")),
     )
 
 
@@ -584,10 +587,17 @@ def _inspect_dicom(image: ImageFile, source: _Source) -> ImageFacts:
         data_sha256=digest.hexdigest(),
         source_sha256=hashlib.sha256("".join(sorted(digests)).encode()).hexdigest(),
         affine_source="header",
+        fingerprint=fingerprint(_stack(slices, kind, shape)),
         manufacturer=str(first.get("Manufacturer") or "") or None,
         scanner_model=str(first.get("ManufacturerModelName") or "") or None,
         field_strength_t=tesla(parse_float(str(strength)) or 0.0),
     )
+
+
+def _stack(slices: Sequence[Any], kind: np.dtype[Any], shape: tuple[int, int, int]) -> npt.NDArray[Any]:
+    """The voxels of a series; axes without meaning for whoever only looks at the content."""
+    planes = [np.frombuffer(item.pixels, dtype=kind)[: shape[0] * shape[1]] for item in slices]
+    return np.stack(planes).reshape(len(planes), shape[1], shape[0])
 
 
 def tesla(value: float) -> float | None:

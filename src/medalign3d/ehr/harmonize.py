@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medalign3d.ehr import schema, text
 from medalign3d.ehr.companions import all_quarantine, companions_of
+from medalign3d.ehr.duplicates import ReadVoxels, decide, groups_of, near_duplicates
 from medalign3d.ehr.labelling import add_labels
 from medalign3d.ehr.persons import link_persons
 from medalign3d.ehr.quarantine import Quarantine
@@ -263,19 +264,50 @@ def _drop_equal_voxels(
     for _, group in duplicated.groupby("data_sha256", sort=True):
         participants = sorted(set(group["participant_id"]))
         pairs += [(participants[0], other) for other in participants[1:]]
-        cohorts = sorted(set(group["dataset"]), key=rank.__getitem__)
-        for index in group.index[group["dataset"] != cohorts[0]]:
-            dropped[index] = ("CROSS_COHORT_DUPLICATE", f"the voxels of an image of {cohorts[0]}, which is kept")
-        first = group[group["dataset"] == cohorts[0]]
-        if first["participant_id"].nunique() > 1:
-            for index in first.index:
-                dropped[index] = ("DUPLICATE_IMAGE_BYTES", "the voxels of another participant's image")
-        else:
-            ordered = first.assign(other=~first["selected"]).sort_values(["other", "native_image_key"])
-            for index in ordered.index[1:]:
-                dropped[index] = ("DUPLICATE_IMAGE_BYTES", "the voxels of another image of the participant")
+        dropped |= decide(group, rank, "the voxels")
     for index, (reason, detail) in sorted(dropped.items()):
         quarantine.drop_images(images.loc[[index]], reason, detail)
+    return images.drop(index=list(dropped)).reset_index(drop=True), pairs
+
+
+def _drop_near_duplicates(
+    images: pd.DataFrame,
+    cohort_tables: Mapping[str, CohortTables],
+    quarantine: Quarantine,
+    order: list[str],
+    read_voxels: ReadVoxels | None,
+) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    """Drop images that are another one saved in another form; give the pairs of participants that share one.
+
+    Pairs that look alike but whose voxels cannot be read are remarked on and kept.
+    """
+    fingerprints: dict[str, Any] = {}
+    for cohort in order:
+        table = cohort_tables[cohort].images
+        if "fingerprint" in table:
+            fingerprints |= dict(zip(table["image_id"].astype(str), table["fingerprint"], strict=True))
+    names = ["image_id", "dataset", "participant_id", "variant_of", "data_sha256", "source_path", "source_format"]
+    rows = [{**row, "fingerprint": fingerprints.get(str(row["image_id"]))} for row in records_of(images[names])]
+    found = near_duplicates(rows, read_voxels)
+    rank = {cohort: position for position, cohort in enumerate(order)}
+    pairs: list[tuple[str, str]] = []
+    dropped: dict[int, tuple[str, str]] = {}
+    for places in groups_of(found):
+        group = images.iloc[places]
+        participants = sorted(set(group["participant_id"]))
+        pairs += [(participants[0], other) for other in participants[1:]]
+        dropped |= decide(group, rank, "the acquisition, saved in another form,")
+    for index, (reason, detail) in sorted(dropped.items()):
+        quarantine.drop_images(images.loc[[index]], reason, detail)
+    for pair in found:
+        if not pair.confirmed:
+            row = images.iloc[pair.second]
+            quarantine.add(
+                str(row["dataset"]), "image", {"native_image_key": row["native_image_key"]},
+                "CROSS_COHORT_DUPLICATE" if row["dataset"] != images.iloc[pair.first]["dataset"]
+                else "DUPLICATE_IMAGE_BYTES",
+                "looks like another image of the table; the voxels could not be compared, both are kept", "warn",
+            )  # fmt: skip
     return images.drop(index=list(dropped)).reset_index(drop=True), pairs
 
 
@@ -331,7 +363,9 @@ def _add_text(images: pd.DataFrame, params: Params) -> None:
     images["ehr_template"] = pd.Series(text.TEMPLATE, index=images.index, dtype="str")
 
 
-def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harmonized:
+def harmonize(
+    cohort_tables: Mapping[str, CohortTables], params: Params, read_voxels: ReadVoxels | None = None
+) -> Harmonized:
     """Bring the tables of all cohorts into one.
 
     Parameters
@@ -340,6 +374,9 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
         Cohort name to what reading it gave; only ``images`` and ``visits`` are used.
     params
         ``cohorts``, ``harmonize`` and ``ingest.nacc_dementia_policy`` are used.
+    read_voxels
+        Reads an image (its row has ``dataset``, ``source_path``, ``source_format``), to tell whether images that look
+        alike are one acquisition; without it such pairs are only remarked on.
 
     Returns
     -------
@@ -373,7 +410,8 @@ def harmonize(cohort_tables: Mapping[str, CohortTables], params: Params) -> Harm
     unfiltered = images
     images, pairs = _drop_equal_voxels(images, quarantine, order)
     oasis_visits = cohort_tables["OASIS"].visits if "OASIS" in order else None
-    persons = link_persons(unfiltered, oasis_visits, pairs)
+    images, alike = _drop_near_duplicates(images, cohort_tables, quarantine, order, read_voxels)
+    persons = link_persons(unfiltered, oasis_visits, pairs, alike)
     person_of = dict(zip(persons["participant_id"], persons["person_id"], strict=True))
     images["person_id"] = pd.Series(
         [person_of[label] for label in images["participant_id"]], index=images.index, dtype="str"

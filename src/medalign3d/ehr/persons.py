@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VOXEL_LINK_RULE = "equal_voxels"
+ACQUISITION_LINK_RULE = "same_acquisition"
 
 
 class Groups:
@@ -99,6 +100,7 @@ def link_persons(
     images: pd.DataFrame,
     visits: pd.DataFrame | None = None,
     pairs: Iterable[tuple[str, str]] = (),
+    same_acquisition: Iterable[tuple[str, str]] = (),
 ) -> pd.DataFrame:
     """The person of every participant.
 
@@ -110,6 +112,8 @@ def link_persons(
         Visits of OASIS, if there; they also cover sessions without an accepted image.
     pairs
         Further pairs of participants that are the same person (equal voxels).
+    same_acquisition
+        Pairs of participants who share an acquisition that was saved in different forms.
 
     Returns
     -------
@@ -133,6 +137,8 @@ def link_persons(
         join(labels[first], labels[second], OASIS_LINK_RULE)
     for one, other in pairs:
         join(one, other, VOXEL_LINK_RULE)
+    for one, other in same_acquisition:
+        join(one, other, ACQUISITION_LINK_RULE)
     people = images[["participant_id", "dataset"]].drop_duplicates("participant_id").sort_values("participant_id")
     participants = [str(label) for label in people["participant_id"]]
     return pd.DataFrame(
