@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 ReadVoxels = Callable[[Mapping[str, Any]], npt.NDArray[Any] | None]
 
 CANDIDATE_DISTANCE: Final = 0.03  # of the fingerprints, relative to their length
-#: Correlation of the residuals. Copies in 64 grey levels reach 0.98; two scans of one person that were both resampled to
-#: a 2 mm atlas grid, which blurs the noise away, still reach 0.93 (docs/performance.md).
+#: Correlation of the residuals. Copies in 64 grey levels reach 0.98; two scans of one person that were both resampled
+#: to a 2 mm atlas grid, which blurs the noise away, still reach 0.93 (docs/performance.md).
 SAME_ACQUISITION: Final = 0.96
 BLOCK: Final = 2048  # rows of fingerprints that are compared at a time
 BOX: Final = 64  # voxels along each axis that are compared
@@ -186,7 +186,9 @@ def near_duplicates(rows: Sequence[Mapping[str, Any]], read: ReadVoxels | None) 
                 kept[place] = None if read is None else read(rows[place])
             voxels.append(kept[place])
         correlation = None if voxels[0] is None or voxels[1] is None else residual_correlation(voxels[0], voxels[1])
-        if correlation is None or correlation >= SAME_ACQUISITION:
+        # Repeats of one person look alike; without voxels there is nothing to say about them.
+        unknown = correlation is None and one["participant_id"] != two["participant_id"]
+        if unknown or (correlation is not None and correlation >= SAME_ACQUISITION):
             found.append(NearDuplicate(first, second, correlation))
     return found
 

@@ -286,6 +286,7 @@ def _drop_near_duplicates(
         table = cohort_tables[cohort].images
         if "fingerprint" in table:
             fingerprints |= dict(zip(table["image_id"].astype(str), table["fingerprint"], strict=True))
+    images = images.sort_values(["dataset", "image_id"], kind="stable", ignore_index=True)
     names = ["image_id", "dataset", "participant_id", "variant_of", "data_sha256", "source_path", "source_format"]
     rows = [{**row, "fingerprint": fingerprints.get(str(row["image_id"]))} for row in records_of(images[names])]
     found = near_duplicates(rows, read_voxels)
