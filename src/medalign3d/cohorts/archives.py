@@ -330,6 +330,8 @@ class Archive:
                 twice.add(name)
             else:
                 kept[name] = Member(name, info.size, info)
+        while bounded.read(CHUNK_BYTES):  # to the end: only there stands the checksum of what was read
+            pass
         for name in sorted(twice):
             self._refuse(name, "two members of this name differ")
         self.members = [member for name, member in kept.items() if name not in twice]
@@ -507,7 +509,8 @@ def extract(
         with atomic_path(place) as temporary:
             temporary.mkdir()
             rest = total_limit
-            for member in archive.members:
+            # In the order of the file: going back in a compressed stream means expanding it anew.
+            for member in sorted(archive.members, key=lambda m: getattr(m.info, "offset_data", 0)):
                 inside = temporary / member.name
                 try:
                     inside.parent.mkdir(parents=True, exist_ok=True)
