@@ -15,11 +15,12 @@ from medalign3d.cohorts.values import parse_date, parse_float
 #: Nothing in any of these says a value: each has to be refused, in every column.
 JUNK = (
     "=1+1", '=HYPERLINK("http://example.org";"open")', "+1+1", "@SUM(A1:A9)", '="0010"', "1e309", "-1e309", "inf",
-    "-inf", "Infinity", "-nan", "1.#QNAN", "nan(ind)", "1_0", "0x1F", "1e", "--4", "- 4", "4-", "1.2.3", "1,2,3", "13/13/2006",
-    "00/00/0000", "2006-13-45", "31.02.2006x", "3/5/06", "May 2006", "TRUE", "FALSE", "yes", "?", "#REF!", "#DIV/0!",
-    "#VALUE!", "1\x002", "\x00\x00q", "\u00b2", "1\u00bd", "\u2160", "3\u00a0 4", "a,b;c\td", 'a "quoted" word',
+    "-inf", "Infinity", "-nan", "1.#QNAN", "nan(ind)", "1_0", "0x1F", "1e", "--4", "- 4", "4-", "1.2.3", "1,2,3",
+    "13/13/2006", "00/00/0000", "2006-13-45", "31.02.2006x", "3/5/06", "May 2006", "TRUE", "FALSE", "yes", "?",
+    "#REF!", "#DIV/0!", "#VALUE!", "1\x002", "\x00\x00q", "\u00b2", "1\u00bd", "\u2160", "3\u00a0 4", "a,b;c\td",
+    'a "quoted" word',
     "two\nlines", "x" * 5000, "\u202e12", "\U0001f9e0", "<script>", "'; DROP TABLE visits; --", "28 points", "5e",
-    "1e400",    "999999999999999999999999", "-88888", "1/0", "NULLL", "\\N",
+    "1e400", "999999999999999999999999", "-88888", "1/0", "NULLL", "\\N",
 )  # fmt: skip
 
 
@@ -68,10 +69,18 @@ def spell_date(date: datetime.date, random: Random) -> Cell:
     """A date in one of the orders of the world; where it can be read in two ways both count as honest."""
     day, month, year = date.day, date.month, date.year
     forms = [
-        f"{day}/{month}/{year}", f"{month}/{day}/{year}", f"{year}/{month}/{day}", f"{day}.{month}.{year}",
-        f"{year}{month:02d}{day:02d}", f"{day} {date:%B} {year}", f"{day:02d}-{date:%b}-{year}",
-        f"{date:%B} {day}, {year}",        f"{month}/{day}/{year % 100:02d}", f"{date.isoformat()} 00:00:00", f"{day:02d}-{month:02d}-{year}",
-    ]  # fmt: skip
+        f"{day}/{month}/{year}",
+        f"{month}/{day}/{year}",
+        f"{year}/{month}/{day}",
+        f"{day}.{month}.{year}",
+        f"{year}{month:02d}{day:02d}",
+        f"{day} {date:%B} {year}",
+        f"{day:02d}-{date:%b}-{year}",
+        f"{date:%B} {day}, {year}",
+        f"{month}/{day}/{year % 100:02d}",
+        f"{date.isoformat()} 00:00:00",
+        f"{day:02d}-{month:02d}-{year}",
+    ]
     text = random.choice(forms)
     dates = [date]
     if match := re.fullmatch(r"(\d{1,2})[./-](\d{1,2})[./-](\d{4})", text):

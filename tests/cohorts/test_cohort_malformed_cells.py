@@ -7,7 +7,6 @@ written text honestly says; a cell that says nothing must be listed with its fil
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import shutil
@@ -24,8 +23,10 @@ from malformed import JUNK, Cell, TableFile, malform
 from test_cohort_simulated import NoAnatomy
 
 from medalign3d.cohorts import IngestResult
+from medalign3d.cohorts.aibl import FROM_SI
 from medalign3d.cohorts.base import CLINICAL_COLUMNS, KEY_COLUMNS
 from medalign3d.cohorts.tables import header_key
+from medalign3d.cohorts.values import parse_date
 from medalign3d.errors import InputError
 from medalign3d.params import Params
 from medalign3d.simulate import LAYOUTS, images, simulate_cohort
@@ -37,8 +38,15 @@ DERIVED = {"mmse_source", "cdr_global_source", "cdr_sb_source", "lm_source", "vo
 
 
 #: (before, now): where the better source is refused, the documented weaker one may stand in.
-WEAKER = {("NC", "Non-DEM"), ("AD_DEM", "DEM"), ("AD", "unknown"), ("other", "unknown")}
-FIXED = ("sex", "handedness", "apoe_genotype", "apoe4_count", "educ_code", "ses", "manufacturer", "dx_subject_level")
+WEAKER = {
+    ("NC", "Non-DEM"),
+    ("AD_DEM", "DEM"),
+    ("MCI", "DEM"),
+    ("MCI", "Non-DEM"),
+    ("AD", "unknown"),
+    ("other", "unknown"),
+}
+FIXED = ("sex", "handedness", "apoe_genotype", "apoe4_count", "educ_code", "ses", "dx_subject_level")
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Tree:
     read: set[tuple[str, str]] = field(default_factory=set)
 
     def ingest(self) -> IngestResult:
-        return run(self.cohort, self.root)
+        return run(self.cohort, self.root, read_images=False)  # the voxels stay as they are
 
     def restore(self, relative: str) -> TableFile:
         """Put a table back as it was."""
@@ -68,8 +76,8 @@ def tree(
     request: pytest.FixtureRequest, demo_params: Params, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Tree]:
     cohort, folder = request.param, tmp_path_factory.mktemp("malformed")
-    changes = {"faults": False, "workers": 1, "dicom_fraction": 0.0, "zooms_mm": 2.0,
-               "participants": dict.fromkeys(demo_params.simulate.participants, 8)}  # fmt: skip
+    people = dict.fromkeys(demo_params.simulate.participants, 20 if cohort == "OASIS" else 8)
+    changes = {"faults": False, "workers": 1, "dicom_fraction": 0.0, "zooms_mm": 2.0, "participants": people}
     section = demo_params.simulate.model_copy(update=changes)
     renderer = NoAnatomy()
     with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +92,7 @@ def tree(
         for path in (folder / "raw").rglob("*")
         if path.suffix in (".csv", ".xlsx")
     )
-    made = Tree(cohort, folder / "work", folder / "raw", tables, run(cohort, folder / "work"))
+    made = Tree(cohort, folder / "work", folder / "raw", tables, run(cohort, folder / "work", read_images=False))
     # Which columns are read is found out: with nothing but junk in it, a column that is read is listed.
     for relative in tables:
         table = made.restore(relative)
@@ -107,6 +115,12 @@ def tree(
 
 def plain(value: Any) -> Any:
     return None if value is None or value is pd.NA or (isinstance(value, float) and value != value) else value
+
+
+def id_forms(row: list[str]) -> set[str]:
+    """Whom a row may be about: its short cells, and parts of its labels."""
+    forms = {cell for cell in row if len(cell) < 40}
+    return forms | {"_".join(cell.split("_")[:n]) for cell in forms for n in (1, 2)}
 
 
 def values_of(result: IngestResult) -> dict[tuple[str, str], dict[str, Any]]:
@@ -132,9 +146,9 @@ def replace_cells(table: TableFile, random: Random) -> dict[tuple[int, int], Cel
     chosen: dict[tuple[int, int], Cell] = {}
     for r, row in enumerate(table.rows):
         keys = [c for c, name in enumerate(table.header) if header_key(name) in KEY_COLUMNS]
-        broken_key = random.random() < 0.05
+        broken = random.random() < 0.05 and bool(keys)
         for c, cell in enumerate(row):
-            if cell == "" or random.random() > SHARE or (c in keys and not broken_key):
+            if cell == "" or (c in keys and not broken) or (c not in keys and random.random() > SHARE):
                 continue
             chosen[(r, c)] = Cell(random.choice(JUNK), junk=True) if c in keys else malform(cell, random)
     return chosen
@@ -148,11 +162,17 @@ def test_malformed_cells(tree: Tree) -> None:
     while replaced < CELLS:
         written: dict[tuple[str, int], dict[str, Cell]] = {}
         broken_rows: set[tuple[str, int]] = set()
+        untouched_dates: dict[tuple[Any, Any], list[Any]] = {}
+        pristine_rows: dict[tuple[Any, Any], set[str]] = {}
         for relative in tree.tables:
             table = tree.restore(relative)
             cells = replace_cells(table, random)
             lines = table.write({place: cell.text for place, cell in cells.items()})
             replaced += len(cells)
+            for r, row in enumerate(table.rows):
+                whole = [cell for c, cell in enumerate(row) if (r, c) not in cells]
+                untouched_dates[(relative, lines[r])] = [date for cell in whole if (date := parse_date(cell)[0])]
+            pristine_rows |= {(relative, lines[r]): id_forms(row) for r, row in enumerate(table.rows)}
             for (r, c), cell in cells.items():
                 written.setdefault((relative, lines[r]), {})[table.header[c]] = cell
                 if header_key(table.header[c]) in KEY_COLUMNS:
@@ -170,7 +190,16 @@ def test_malformed_cells(tree: Tree) -> None:
             for column, cell in row.items()
             if cell.junk
             and (file, line, column) not in listed
-            and ((file, column) in tree.read if (file, line) not in broken_rows else header_key(column) in KEY_COLUMNS)
+            and ((file, column) in tree.read and (file, line) not in broken_rows)
+        ]
+        # A row whose keys say nothing is listed, too.
+        noted = {(file, line) for file, line, _ in listed} | set(
+            zip(result.quarantine["source_file"], result.quarantine["source_row"], strict=True)
+        )
+        wrong += [
+            ("row not listed", file, line, {column: cell.text[:20] for column, cell in written[(file, line)].items()})
+            for file, line in broken_rows
+            if file in {name for name, _ in tree.read} and "IMAGEQC" not in file and (file, line) not in noted
         ]
         # No value is silently wrong.
         sources = sources_of(result)
@@ -179,8 +208,18 @@ def test_malformed_cells(tree: Tree) -> None:
             for name, value in values.items() if own is not None else ():
                 if value is None or near(value, own[name]) or (own[name], value) in WEAKER:
                     continue
-                row = written.get(sources[key].get(name, ("", 0)), {})
-                honest = [meaning for cell in row.values() for meaning in (*cell.numbers, *cell.dates)]
+                place = sources[key].get(name, (None, None))
+                if place in written:
+                    row = written[place].values()
+                    numbers = [number for cell in row for number in cell.numbers]
+                    honest = [*numbers, *(date for cell in row for date in cell.dates), *untouched_dates[place]]
+                    if name in ("icv_mm3", "brain_mm3"):  # OASIS: cm³, and the brain as a share of it
+                        honest += [n * 1000 * (own[name] or 0) / own["icv_mm3"] for n in numbers if own["icv_mm3"]]
+                    if name.startswith("labs."):  # AIBL brings results to the units of ADNI
+                        honest += [round(n * factor, 3) for n in numbers for factor in FROM_SI.values()]
+                else:
+                    # An untouched row that stands in for a refused one: of the same person, then.
+                    honest = [value] if place[0] is None or key[0] in pristine_rows[place] else []
                 if not any(near(value, meaning) for meaning in honest):
                     wrong.append(("wrong value", *key, name, value, own[name], sources[key].get(name)))
         wrong += check_images(tree, result)

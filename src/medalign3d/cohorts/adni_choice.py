@@ -17,7 +17,7 @@ from typing import Any
 from medalign3d.cohorts.base import FoundImage, Ingest
 from medalign3d.cohorts.loni import is_repeat
 from medalign3d.cohorts.tables import headers
-from medalign3d.cohorts.values import parse_float, parse_whole_id
+from medalign3d.cohorts.values import Quantity, parse_float, parse_whole_id
 
 KNOWN_BAD_SCANS = Path(__file__).with_name("adni_known_bad.csv")
 
@@ -53,6 +53,9 @@ class Quality:
         return rating, any(key in self.selected for key in keys), any(key in self.failed for key in keys)
 
 
+_RATING = Quantity(1, 4, missing=frozenset({-4.0, -1.0, 0.0}))
+
+
 def read_quality(book: Ingest) -> Quality:
     """Read every table of image quality, known by its columns. Of two ratings of one image the worse counts."""
     quality = Quality({}, set(), set())
@@ -67,6 +70,7 @@ def read_quality(book: Ingest) -> Quality:
                 series = row.get("loni_series").strip().upper().lstrip("S").split(".")[0]
                 names = [f"{kind}{number}" for kind, number in (("I", image), ("S", series)) if number.isdigit()]
                 rating = parse_float(row.get("series_quality"))
+                book.check(row, _RATING, "series_quality")
                 chosen = parse_float(row.get("series_selected")) == 1
                 for name in names:
                     if rating is not None and 1 <= rating <= 4:

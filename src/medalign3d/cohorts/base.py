@@ -63,6 +63,12 @@ KEY_COLUMNS = frozenset(
      "mr_id", "label", "session", "oasisid", "oasis_session_label", "days_to_visit", "adrc_adrcclinicaldata_id",
      "ixi_id"}
 )  # fmt: skip
+VISIT_CODE_COLUMNS = ("VISCODE2", "VISCODE", "NACCVNUM", "MR ID", "Visit")
+#: Visit codes and session labels of all cohorts; another code is kept, as the custodian may have new ones, and listed.
+VISIT_CODE = re.compile(
+    r"(?:\d_)?(?:|bl|baseline|init|f|nv|tau|reg|sc|scmri|screening|uns\d*|[mvyd]\d{1,5}|mr_?\d{1,3}|\d{1,3})",
+    re.IGNORECASE | re.ASCII,
+)
 _DATE_COLUMN = re.compile(r"(?<!user)(?<!up)date(?!_?stamp|2)")
 AGE_COLUMNS = ("age_years", "age_precision")
 DAYS_PER_YEAR = 365.25
@@ -633,6 +639,20 @@ class Ingest:
             }
         )
 
+    def reject(self, row: Row, reason: QuarantineReason, *columns: str, subject: str = "", code: str = "") -> None:
+        """List a cell that is not used (a field issue without a quarantine row), by the column that it stands in."""
+        self._issue(reason, subject, code, row.column(*columns), row.table.relative, row.line)
+
+    def check(self, row: Row, parser: Quantity | Parser, *columns: str) -> None:
+        """List a cell that ``parser`` refuses, where the value itself is read elsewhere."""
+        cell = row.get(*columns)
+        if parser is parse_date:
+            _, reason = row.date(*columns)
+        else:
+            _, reason = parse_number(cell, parser) if isinstance(parser, Quantity) else parser(cell)
+        if cell != "" and reason is not None:
+            self.reject(row, reason, *columns)
+
     def row_without_id(self, row: Row) -> None:
         """Record a table row whose subject id (or visit) cannot be read: a quarantine row, and its key cells."""
         for column in row.table.frame.columns:
@@ -772,6 +792,8 @@ class Ingest:
             if key is None:
                 self.row_without_id(row)
                 continue
+            if VISIT_CODE.fullmatch(key[1]) is None:
+                self.reject(row, QuarantineReason.VISCODE_UNKNOWN, *VISIT_CODE_COLUMNS, subject=key[0], code=key[1])
             parsed: dict[str, Sourced] = {}
             for name, parser, columns, known in present:
                 sourced = self._value(row, key[0], key[1], parser, columns, known)

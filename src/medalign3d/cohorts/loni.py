@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medalign3d.cohorts.archives import Archive, ArchiveError, read_file
-from medalign3d.cohorts.base import COMMENT, FoundImage, Ingest, Sourced
+from medalign3d.cohorts.base import COMMENT, FoundImage, Ingest, Parser, Sourced
 from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile, tesla
 from medalign3d.cohorts.reasons import Level, QuarantineReason, Severity
 from medalign3d.cohorts.tables import Row, headers
@@ -433,6 +433,15 @@ def is_image_list(keys: set[str]) -> bool:
     return "subject_id" in keys and bool({"study_date", "image_date"} & keys)
 
 
+_LIST_IMAGE_NUMBER = re.compile(r"I?0*([1-9]\d{0,11})(?:\.0*)?", re.ASCII | re.IGNORECASE)
+_LIST_ID = re.compile(r"\s*(?:\d{3}_S_\d{4,5}|\d{1,9}(?:\.0+)?)\s*", re.ASCII | re.IGNORECASE)
+
+
+def _refused(parse: Callable[[str], Any]) -> Parser:
+    """A parser that only says whether ``parse`` makes something of a cell."""
+    return lambda cell: (None, None if is_blank(cell) or parse(cell) is not None else QuarantineReason.SENTINEL_UNKNOWN)
+
+
 def read_image_lists(ingest: Ingest, skip: Sequence[str] = ()) -> ImageLists:
     """Read every collection list, search export and scan list of the cohort (whatever its name and vintage)."""
     lists = ImageLists()
@@ -441,7 +450,12 @@ def read_image_lists(ingest: Ingest, skip: Sequence[str] = ()) -> ImageLists:
     for path in sorted(chosen, key=lambda path: ("image_data_id" not in found[path], path)):
         table = ingest.read(path, "image list")
         for row in table.rows():
-            uid = row.get(*LIST_IMAGE_ID).strip().lstrip("Ii").split(".")[0].lstrip("0")
+            for names, parser in _LIST_CHECKS:
+                ingest.check(row, parser, *names)
+            named = _LIST_IMAGE_NUMBER.fullmatch(row.get(*LIST_IMAGE_ID).strip())
+            uid = named[1] if named else ""
+            if not is_blank(row.get(*LIST_IMAGE_ID)) and not uid.isdigit():
+                ingest.reject(row, QuarantineReason.ID_UNPARSABLE, *LIST_IMAGE_ID)
             if uid.isdigit():
                 lists.by_image.setdefault(uid, []).append(row)
             elif not is_blank(row.get(*LIST_SUBJECT)):
@@ -516,10 +530,22 @@ def parse_strength(cell: str) -> float | None:
     >>> [parse_strength(text) for text in ("3T", "1.5 Tesla MRI", "Field Strength=2.9;TE=3.0", "")]
     [3.0, 1.5, 3.0, None]
     """
-    match = re.search(r"field strength\s*=\s*([0-9.]+)", cell, re.IGNORECASE) or re.search(r"(\d+(?:\.\d+)?)", cell)
+    match = re.search(r"field strength\s*=\s*([0-9.]+)", cell, re.IGNORECASE) or re.search(
+        r"(?<![\d.])(\d+(?:\.\d+)?)(?![\d.])", cell
+    )
     value = tesla(float(match[1])) if match and match[1].strip(".") and match[1].count(".") < 2 else None
     # Siemens writes the true 2.89 T of its 3 T magnets.
     return 3.0 if value is not None and 2.8 <= value < 3.0 else value
+
+
+#: Cells of image lists that are listed when they hold something else; they are read in ``describe_image``.
+_LIST_CHECKS: tuple[tuple[tuple[str, ...], Parser], ...] = (
+    (LIST_SUBJECT, _refused(_LIST_ID.fullmatch)),
+    (LIST_SEX, parse_sex),
+    (LIST_AGE, lambda cell: parse_number(cell.strip().rstrip("Yy "), Quantity(0, 200, missing=MISSING))),
+    (LIST_DATE, parse_date),
+    (LIST_STRENGTH, _refused(parse_strength)),
+)
 
 
 def describe_image(

@@ -396,6 +396,9 @@ class _Clinical:
             return None
         if illegal:
             self.book.field_issue(QuarantineReason.DATE_UNPARSABLE, *key, column, row)
+            for part in ("VISITYR", "VISITMO"):
+                if not is_blank(row.get(part)) and parse_whole_id(row.get(part)) is None:
+                    self.book.reject(row, QuarantineReason.DATE_UNPARSABLE, part, subject=key[0], code=key[1])
         return date
 
     def _fill(self, visit: Visit, values: dict[str, Sourced]) -> None:

@@ -54,6 +54,7 @@ from medalign3d.cohorts.values import (
     Quantity,
     is_blank,
     parse_float,
+    parse_handedness,
     parse_sex,
 )
 from medalign3d.errors import MissingTable
@@ -265,8 +266,7 @@ class _Sessions:
 
 
 def _hand(cell: str) -> tuple[str | None, QuarantineReason | None]:
-    letter = cell.strip().upper()[:1]
-    return (letter, None) if letter in ("R", "L", "A") else (None, None)
+    return parse_handedness(cell)
 
 
 class _Longitudinal3:
