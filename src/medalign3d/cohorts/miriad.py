@@ -30,7 +30,17 @@ from medalign3d.cohorts.images import ImageFile
 from medalign3d.cohorts.nacc_files import holds_dicom, may_be_dicom, start_of
 from medalign3d.cohorts.packed import folders_of, nifti_files, remark_on
 from medalign3d.cohorts.tables import Row, Table, headers
-from medalign3d.cohorts.values import CDR_GLOBAL, CDR_SUM, EDUCATION_YEARS, MMSE, SES, Quantity, is_blank, parse_sex
+from medalign3d.cohorts.values import (
+    CDR_GLOBAL,
+    CDR_SUM,
+    EDUCATION_YEARS,
+    MMSE,
+    SES,
+    Quantity,
+    is_blank,
+    parse_handedness,
+    parse_sex,
+)
 from medalign3d.params import Params
 
 FILE_NAME = re.compile(
@@ -178,9 +188,9 @@ class _Reader:
             person.groups_of_tables.setdefault(group, source)
         elif not is_blank(word):
             self.book.field_issue(QuarantineReason.SENTINEL_UNKNOWN, subject, "", row.column(*GROUP_COLUMNS), row)
-        hand = row.get("Hand").upper()[:1]
-        if hand in ("R", "L", "A"):
-            person.values.setdefault("handedness", Sourced(hand, row.table.relative, row.line, "Hand"))
+        hand = self.book.value(row, subject, "", parse_handedness, "Hand")
+        if hand is not None:
+            person.values.setdefault("handedness", hand)
         for column, name, quantity in (("educ_years", "Education", EDUCATION_YEARS), ("ses", "Ses", SES)):
             sourced = self.book.value(row, subject, "", quantity, name)
             if sourced is not None:
