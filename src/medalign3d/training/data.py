@@ -153,12 +153,17 @@ class Volumes:
         """The volumes of ``rows`` as an array (B, X, Y, Z) of uint8."""
         if self._array is not None:
             return self._array[np.asarray(rows, dtype=np.int64)]
-        return np.stack([read(self.paths[int(row)], shape=self.shape) for row in rows])
+        if len(rows) == 1:
+            return read(self.paths[int(rows[0])], shape=self.shape)[None]  # without a copy
+        taken = np.empty((len(rows), *self.shape), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            taken[place] = read(self.paths[int(row)], shape=self.shape)
+        return taken
 
 
 def as_input(volumes: npt.NDArray[np.uint8]) -> torch.Tensor:
     """Volumes (B, X, Y, Z) of uint8 as model input (B, 1, X, Y, Z) of float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(volumes)).unsqueeze(1).float().div_(255.0)
+    return torch.div(torch.from_numpy(np.ascontiguousarray(volumes)).unsqueeze(1), 255.0)  # one pass, true division
 
 
 def shuffled_rows(persons: Sequence[str], groups: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
