@@ -27,7 +27,7 @@ from medalign3d.volumes.grids import Matrix, voxel_sizes
 from medalign3d.volumes.read import nifti_on_disk, open_stored, stored_voxels
 
 COMPRESSION_LEVEL = 1
-"""Of gzip: several times as fast as the usual 6, files of scans a few percent larger (docs/performance.md)."""
+"""Of gzip: several times as fast as the usual 6, files of scans a few percent larger (docs/bids.md)."""
 
 AFFINE_TOLERANCE_MM = 1e-3
 MAXIMUM_SIDECAR_BYTES = 1 << 20

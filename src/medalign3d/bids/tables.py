@@ -71,7 +71,7 @@ LEVELS: dict[str, dict[str, str]] = {
     "educ_code": {"1": "below 12 years", "2": "12", "3": "13-15", "4": "16", "5": "17 and more"},
 }
 
-_COURSE_OF_STUDY = frozenset(
+_STUDY_GROUPS = frozenset(
     "CN NL NC SMC EMCI LMCI MCI AD HC Normal Dementia Patient Nondemented Demented Converted".casefold().split()
 )
 _PATTERNS = {
@@ -122,7 +122,7 @@ def _may_leave(text: str, name: str, column: Column, dataset: str) -> bool:
             return False
         return True
     if name == "dx_subject_level":
-        return text.casefold() in _COURSE_OF_STUDY
+        return text.casefold() in _STUDY_GROUPS
     pattern = _PATTERNS.get(name)
     return pattern is not None and pattern.fullmatch(text) is not None
 
