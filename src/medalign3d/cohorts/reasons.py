@@ -101,7 +101,8 @@ EXPLANATIONS: dict[QuarantineReason, Explanation] = {
         "Download the rest of the collection and unpack it there, or ignore it if the image was left out on purpose.",
     ),
     _R.FILE_WITHOUT_RECORD: Explanation(
-        "The image file or session archive is on disk, but no row of the session table has it.",
+        "The image file or session archive is on disk, but no row of the session table has it. As a warning (AIBL): "
+        "the image's visit has no row of the MMSE or CDR, which are all but complete there.",
         "Take images and tables from the same data freeze; a file of a later freeze needs that freeze's MRI table.",
     ),
     _R.AMBIGUOUS_FILE: Explanation(
@@ -114,7 +115,8 @@ EXPLANATIONS: dict[QuarantineReason, Explanation] = {
     ),
     _R.DUPLICATE_KEY_CONFLICT: Explanation(
         "Several rows of one visit or session contradict each other; the values that differ are emptied (an image "
-        "whose session rows differ is left out), because no row is right for standing first.",
+        "whose session rows differ is left out), because no row is right for standing first. As a warning: an image "
+        "list gives the image to another participant and is not used, or the earliest answer on education counts.",
         "Look the rows up in the table, and ask the custodian or delete the wrong row in your copy.",
     ),
     _R.DUPLICATE_IMAGE_BYTES: Explanation(
@@ -225,7 +227,8 @@ EXPLANATIONS: dict[QuarantineReason, Explanation] = {
         "Use another scan of the visit; the list is `src/medalign3d/cohorts/adni_known_bad.csv`.",
     ),
     _R.CSV_BAD_LINE: Explanation(
-        "A line of a table does not fit its header (often an unquoted comma); it was repaired or left out.",
+        "A line of a table does not fit its header (often an unquoted comma); it was repaired or left out. Or a "
+        "metadata file (XML) is malformed; it was left out.",
         "Look at the line; download the table again, or quote the text in your copy.",
     ),
     _R.CROSS_COHORT_DUPLICATE: Explanation(
