@@ -10,11 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from cohort_trees import SHAPE, image_bytes, voxels, write_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medalign3d.cohorts import images as module
 from medalign3d.cohorts.images import ImageFacts, ImageFile, inspect_all, inspect_image, sagittal_affine
@@ -251,3 +254,192 @@ def test_gzip_padding_is_legal(tmp_path: Path) -> None:
     stream = io.BytesIO(gzip.compress(image_bytes(1)) + b"\0" * 100)
     (tmp_path / "a.nii.gz").write_bytes(stream.getvalue())
     assert inspect_image(tmp_path / "a.nii.gz")["shape"] == list(SHAPE)
+
+
+# --- more acceptance rules
+
+
+def _metres(path: Path) -> None:
+    image = nib.Nifti1Image(voxels(1), np.diag([0.0015, 0.0015, 0.0015, 1.0]))
+    image.header.set_xyzt_units("meter")
+    nib.save(image, path)
+
+
+def _flipped_identity(path: Path) -> None:
+    image = nib.Nifti1Image(voxels(1), np.diag([-1.0, 1.0, 1.0, 1.0]))
+    image.header["pixdim"][1:4] = 1.5
+    block = image.header.copy()
+    block["sform_code"], block["qform_code"], block["vox_offset"], block["magic"] = 1, 0, 352, b"n+1"
+    block["srow_x"], block["srow_y"], block["srow_z"] = [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]
+    path.write_bytes(bytes(block.binaryblock) + b"\0\0\0\0" + voxels(1).tobytes())
+
+
+def _colours(path: Path) -> None:
+    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    save(path, np.zeros(SHAPE, kind))
+
+
+def _infinite(path: Path) -> None:
+    array = voxels(1).astype(np.float32)
+    array[0, 0, 0] = np.inf
+    save(path, array)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_metres, Reason.IMAGE_BAD_AFFINE),
+        (_flipped_identity, Reason.IMAGE_BAD_AFFINE),
+        (_colours, Reason.IMAGE_NOT_3D),
+        (_infinite, Reason.IMAGE_UNREADABLE),
+        (lambda p: p.write_bytes(image_bytes(1) + bytes(20 << 20)), Reason.IMAGE_UNREADABLE),
+    ],
+    ids=["metres", "flipped identity", "colours", "infinite", "goes on behind its voxels"],
+)
+def test_further_refusals(tmp_path: Path, make: Callable[[Path], object], reason: Reason) -> None:
+    make(tmp_path / "a.nii")
+    with pytest.raises(VolumeError) as error:
+        inspect_image(tmp_path / "a.nii")
+    assert error.value.reason == reason
+
+
+GOOD = gzip.compress(image_bytes(1, (60, 60, 60)), 1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_damaged_compressed_images_are_never_taken_for_others(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "a.nii.gz"
+    path.write_bytes(GOOD)
+    whole = inspect_image(path)["data_sha256"]
+    content = bytearray(GOOD)
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    for _ in range(data.draw(st.integers(0 if len(content) < len(GOOD) else 1, 3))):
+        if content:
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(bytes(content))
+    try:
+        facts = inspect_image(path)
+    except VolumeError:
+        return
+    assert facts["data_sha256"] == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(header=st.binary(min_size=0, max_size=540), keep=st.booleans())
+def test_random_headers_never_bring_the_reader_down(
+    tmp_path_factory: pytest.TempPathFactory, header: bytes, keep: bool
+) -> None:
+    path = tmp_path_factory.mktemp("header") / "a.nii"
+    content = bytearray(image_bytes(1, (60, 60, 60)))
+    start = min(40, len(header)) if keep else 0
+    content[start : len(header)] = header[start:]
+    if keep:
+        content[344:348] = b"n+1\0"
+    path.write_bytes(bytes(content))
+    try:
+        facts = inspect_image(path)
+    except VolumeError:
+        return
+    assert len(facts["shape"]) == 3
+    assert min(facts["shape"]) >= 60
+
+
+def enhanced(path: Path, frames: int = 62, gap: bool = False) -> Path:
+    """All slices of a volume in one file, with functional groups."""
+    import pydicom
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4.1"
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = generate_uid(entropy_srcs=["enhanced"])
+    file.SeriesInstanceUID = generate_uid(entropy_srcs=["series"])
+    file.Rows, file.Columns, file.NumberOfFrames = 64, 70, frames
+    file.SamplesPerPixel, file.BitsAllocated, file.BitsStored, file.HighBit = 1, 16, 16, 15
+    file.PixelRepresentation, file.PhotometricInterpretation = 0, "MONOCHROME2"
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = [1.25, 1.5], [0, 1, 0, 0, 0, -1]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Sequence([measures]), Sequence([plane])
+    file.SharedFunctionalGroupsSequence = Sequence([shared])
+    groups, pixels = [], []
+    for number in range(frames):
+        group, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [-80 + 1.2 * (number + (gap and number > 30)), -90, 90]
+        group.PlanePositionSequence = Sequence([position])
+        groups.append(group)
+        pixels.append(voxels(number, (64, 70)).astype(np.uint16).tobytes())
+    file.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    file.PixelData = b"".join(pixels)
+    path.parent.mkdir(parents=True)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_an_enhanced_dicom_file_is_the_same_image_as_its_slices(tmp_path: Path) -> None:
+    dicom_slices(tmp_path / "slices")
+    enhanced(tmp_path / "enhanced" / "all.dcm")
+    one, many = inspect_image(tmp_path / "enhanced"), inspect_image(tmp_path / "slices")
+    for name in ("shape", "zooms", "orientation", "dtype", "data_sha256"):
+        assert one[name] == many[name], name
+    enhanced(tmp_path / "gap" / "all.dcm", gap=True)
+    with pytest.raises(VolumeError) as error:
+        inspect_image(tmp_path / "gap")
+    assert error.value.reason == Reason.IMAGE_TRUNCATED
+
+
+def change_slices(folder: Path, change: Callable[[Any, int], None]) -> None:
+    import pydicom
+
+    for number, path in enumerate(sorted(folder.iterdir())):
+        dataset = pydicom.dcmread(path)
+        change(dataset, number)
+        dataset.save_as(path)
+
+
+def test_slices_that_cannot_be_one_image(tmp_path: Path) -> None:
+    from pydicom.uid import JPEGLosslessSV1, generate_uid
+
+    def other_series(dataset: Any, number: int) -> None:
+        dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[str(number // 31)])
+
+    def colours(dataset: Any, number: int) -> None:
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 3, "RGB"
+
+    def packed(dataset: Any, number: int) -> None:
+        dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+        dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+        dataset["PixelData"].is_undefined_length = True
+
+    def constant(dataset: Any, number: int) -> None:
+        dataset.PixelData = bytes(len(dataset.PixelData))
+
+    import pydicom
+
+    for change, reason, words in (
+        (other_series, Reason.AMBIGUOUS_FILE, "several DICOM series"),
+        (colours, Reason.IMAGE_NOT_3D, "single numbers"),
+        (packed, Reason.IMAGE_UNREADABLE, "JPEG Lossless"),
+        (constant, Reason.IMAGE_EMPTY, "equal"),
+    ):
+        folder = tmp_path / change.__name__
+        dicom_slices(folder)
+        change_slices(folder, change)
+        with pytest.raises(VolumeError, match=words) as error:
+            inspect_image(folder)
+        assert error.value.reason == reason
+
+
+def test_rle_slices_have_the_voxels_of_uncompressed_ones(tmp_path: Path) -> None:
+    from pydicom.uid import RLELossless
+
+    dicom_slices(tmp_path / "plain")
+    dicom_slices(tmp_path / "rle")
+    change_slices(tmp_path / "rle", lambda dataset, _: dataset.compress(RLELossless, generate_instance_uid=False))
+    assert inspect_image(tmp_path / "rle")["data_sha256"] == inspect_image(tmp_path / "plain")["data_sha256"]

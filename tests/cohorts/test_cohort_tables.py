@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
+import gzip
+import io
 from pathlib import Path
 
 import pytest
@@ -163,3 +167,167 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert list_files(tmp_path / "root") == ["link/CDR.csv"]
     with pytest.raises(InputError):
         list_files(tmp_path / "absent")
+
+
+# --- dialects, damage, limits
+
+CELL = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Cf", "Zs", "Zl", "Zp", "Nd"])
+    | st.sampled_from('a1 ,;\t"\n'),
+    max_size=12,
+).map(str.strip)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 9999).map(str), CELL, CELL, st.just("end")), min_size=1, max_size=8),
+    delimiter=st.sampled_from(",;\t"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]),
+    line_end=st.sampled_from(["\n", "\r\n", "\r"]),
+    quote_all=st.booleans(),
+    final_line_end=st.booleans(),
+    compressed=st.booleans(),
+    above=st.sampled_from(["", "Exported by the archive\n", "\n\n"]),
+)
+def test_a_table_reads_back_the_same_in_every_dialect(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, ...]], delimiter: str, encoding: str, line_end: str,
+    quote_all: bool, final_line_end: bool, compressed: bool, above: str,
+) -> None:  # fmt: skip
+    header = ["RID", "MMSE SCORE", "NOTE", "LAST"]
+    text = io.StringIO(newline="")
+    writer = csv.writer(
+        text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+    )
+    writer.writerow(header)
+    writer.writerows(rows)
+    content = (above + text.getvalue()).replace("\n", line_end)
+    content = content if final_line_end else content.removesuffix(line_end)
+    data = content.encode(encoding)
+    path = tmp_path_factory.mktemp("dialect") / "t.csv"
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    table = load_table(path)
+    assert list(table.frame.columns) == header
+    expected = [[cell.replace("\n", line_end) for cell in row] for row in rows]
+    assert table.frame.to_numpy().tolist() == expected
+    assert table.bad_lines == []
+
+
+def test_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b'Title\n\nID,NOTE,X\n1,"two\nlines",a\n\n2,"three\r\nlong\r\nlines",b\n3,plain,c\n')
+    assert dict(zip(load_table(path).frame.index, load_table(path).frame["ID"], strict=True)) == {
+        4: "1",
+        7: "2",
+        10: "3",
+    }
+    write_xlsx(tmp_path / "t.xlsx", "The title||", [None], ["ID", "NOTE", "X"], [1, "a", 2], [None], [2, "b", 3])
+    frame = load_table(tmp_path / "t.xlsx").frame
+    assert dict(zip(frame.index, frame["ID"], strict=True)) == {4: "1", 6: "2"}
+
+
+def test_decimal_commas_do_not_hide_the_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("ID;A;B\n" + "".join(f"{n};{n},5;0,{n}\n" for n in range(1, 30)))
+    assert list(load_table(path).frame.columns) == ["ID", "A", "B"]
+
+
+def test_a_download_that_was_cut_off_loses_its_last_line_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("ID,MMSE,LAST\n1,28,x\n2,29,x\n3,2")
+    table = load_table(path)
+    assert table.frame["ID"].tolist() == ["1", "2"]
+    assert [(bad.line, bad.cut_off) for bad in table.bad_lines] == [(4, True)]
+
+
+def test_a_lone_short_line_is_torn_and_many_are_a_style(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("ID,A,B\n" + "".join(f"{n},1,2\n" for n in range(30)) + "77,1\n" + "88,1,2\n")
+    table = load_table(path)
+    assert "77" not in set(table.frame["ID"])
+    assert [(bad.line, bad.found) for bad in table.bad_lines] == [(32, 2)]
+    path.write_text("ID,A,B\n" + "".join(f"{n},1\n" for n in range(30)) + "88,1,2\n")
+    assert len(load_table(path).frame) == 31
+
+
+def test_columns_of_one_name_count_where_they_agree(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", "ID|MMSE|MMSE", ["1", "28", "28"], ["2", "28", "3"], ["3", "", "27"])
+    table = load_table(path, columns=["ID", "MMSE"])
+    assert table.frame["MMSE"].tolist() == ["28", "", "27"]
+    assert table.doubtful == [(3, "MMSE")]
+
+
+def test_null_characters_cost_their_cell_only(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"ID,MMSE\n1,28\x00\n2,2\x008\n3,27\n")
+    assert load_table(path).frame["MMSE"].tolist() == ["28", "2\x008", "27"]
+
+
+def test_digits_of_other_scripts_are_digits_and_superscripts_are_not(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", "ID|A", ["\uff11\uff12", "28\u00b2"], ["\u0663", "\u00a07\u00a0"])
+    assert load_table(path).frame.to_numpy().tolist() == [["12", "28\u00b2"], ["3", "7"]]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"error": 401}\n', b"%PDF-1.4\n%x", b"<?xml version='1.0'?><a/>", b"\n <!-- x --><html>"]
+)
+def test_answers_of_a_server_are_no_tables(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(InputError, match="not a table"):
+        load_table(tmp_path / "t.csv")
+
+
+def test_spreadsheets_with_dates_formulas_errors_and_several_sheets(tmp_path: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["A title that spans the table", None, None, None])
+    sheet.merge_cells("A1:D1")
+    sheet.append(["ID", "EXAMDATE", "MMSE", "CDR"])
+    sheet.append([10, datetime.datetime(2006, 5, 3), "=1+1", 0.5])
+    sheet.append(["0010", 38840, True, "#N/A"])
+    book.create_sheet("second").append(["ID", "other"])
+    book.save(tmp_path / "t.xlsm")
+    table = load_table(tmp_path / "t.xlsm")
+    assert table.frame.to_numpy().tolist() == [["10", "2006-05-03", "", "0.5"], ["0010", "38840", "True", "#N/A"]]
+    assert find_table(tmp_path, ["t.xlsm"], "t") == "t.xlsm"
+
+
+def test_a_wide_table_needs_memory_for_its_wanted_columns_only(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "wide.csv"
+    names = ["ID", *(f"X{n}" for n in range(2000)), "MMSE"]
+    row = ",".join("1234" for _ in range(2000))
+    with path.open("w") as stream:
+        stream.write(",".join(names) + "\n")
+        stream.writelines(f"{n},{row},{n % 31}\n" for n in range(3000))
+    tracemalloc.start()
+    table = load_table(path, columns=["id", "mmse"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert table.frame.shape == (3000, 2)
+    assert table.frame["MMSE"].iloc[-1] == str(2999 % 31)
+    assert peak < 6e6 < path.stat().st_size
+
+
+# --- dates of a column
+
+
+def dates_of(tmp_path: Path, *cells: str) -> list[str | None]:
+    table = load_table(write_csv(tmp_path / "t.csv", "ID|EXAMDATE", *([str(n), c] for n, c in enumerate(cells))))
+    return [None if (date := row.date("EXAMDATE")[0]) is None else date.isoformat() for row in table.rows()]
+
+
+def test_the_order_of_day_and_month_is_decided_by_the_whole_column(tmp_path: Path) -> None:
+    assert dates_of(tmp_path, "3/5/2006", "4/30/2006") == ["2006-03-05", "2006-04-30"]
+    assert dates_of(tmp_path, "3/5/2006") == ["2006-03-05"]  # as documented
+    assert dates_of(tmp_path, "3/5/2006", "30/4/2006", "28/4/2006") == ["2006-05-03", "2006-04-30", "2006-04-28"]
+    assert dates_of(tmp_path, "3.5.2006", "30.4.2006", "28.4.2006") == ["2006-05-03", "2006-04-30", "2006-04-28"]
+    # Proofs of both orders, or one proof alone: what can be read in two ways is not read.
+    assert dates_of(tmp_path, "3/5/2006", "30/4/2006", "4/30/2006") == [None, "2006-04-30", "2006-04-30"]
+    assert dates_of(tmp_path, "3/5/2006", "30/4/2006") == [None, "2006-04-30"]
+    # A stray form among dates of another form.
+    assert dates_of(tmp_path, "3/5/2006", "2006-01-02", "2006-01-03") == [None, "2006-01-02", "2006-01-03"]
+    # One slip among many proofs of the documented order.
+    assert dates_of(tmp_path, "3/5/2006", "30/4/2006", *["4/30/2006"] * 40)[:2] == ["2006-03-05", None]
