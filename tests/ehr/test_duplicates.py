@@ -186,6 +186,28 @@ def test_ingest_computes_the_fingerprint_of_what_it_reads(tmp_path: Path, scans:
     assert candidate_pairs([one, two, fingerprint(scans["b"])]) == [(0, 1)]
 
 
+def test_folders_that_were_just_read_need_no_reader(tmp_path: Path, scans: dict[str, np.ndarray]) -> None:
+    """A copy of one OASIS-1 session among the sessions of another participant: nobody can tell whose it is."""
+    import nibabel as nib
+    from cohort_trees import run, write_csv
+
+    write_csv(
+        tmp_path / "cross.csv", "ID|M/F|Hand|Age|Educ|SES|MMSE|CDR|eTIV|nWBV|ASF|Delay",
+        *[[f"OAS1_000{n}_MR1", "F", "R", 70, 2, 2, 29, 0, 1400, 0.75, 1.254, ""] for n in (1, 2, 3)],
+    )  # fmt: skip
+    forms = {1: scans["a"], 2: FORMS["everything"](scans["a"]), 3: scans["b"]}
+    for number, values in forms.items():
+        name = f"OAS1_000{number}_MR1_orig.nii.gz"
+        nib.save(nib.Nifti1Image(values, np.diag([1.5, 1.5, 1.5, 1])), tmp_path / name)
+    read = run("OASIS", tmp_path)
+    assert len(read.images) == 3
+    result = harmonize({"OASIS": read}, make_params(cohorts=["OASIS"]))
+    assert result.images["native_subject_id"].tolist() == ["OAS1_0003"]
+    drops = result.quarantine[(result.quarantine["severity"] == "drop")]
+    assert set(drops["reason"]) == {"DUPLICATE_IMAGE_BYTES"}
+    assert result.persons["person_id"].nunique() == 2
+
+
 def test_persons_of_real_looking_tables_keep_their_types(scans: dict[str, np.ndarray]) -> None:
     read, voxels = cohorts(scans)
     result = harmonize(read, make_params(cohorts=["ADNI", "OASIS"]), lambda row: voxels[row["source_path"]])

@@ -1103,6 +1103,8 @@ class Ingest:
             form=self.form,
             images_read=self.images_read,
         )
+        # For whoever goes on in this process; it is not written with the tables.
+        images.attrs["root"] = str(self.root.resolve())
         dropped = int(((quarantine["level"] == "image") & (quarantine["severity"] == "drop")).sum())
         if len(self.images) != len(images) + dropped or images["image_id"].duplicated().any():
             raise MedAlignError(

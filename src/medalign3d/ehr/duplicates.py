@@ -193,6 +193,32 @@ def near_duplicates(rows: Sequence[Mapping[str, Any]], read: ReadVoxels | None) 
     return found
 
 
+def reader_of(roots: Mapping[str, str]) -> ReadVoxels | None:
+    """Reads images below their cohorts' folders; None when no folder is known.
+
+    Parameters
+    ----------
+    roots
+        Cohort name -> its folder.
+    """
+    if not roots:
+        return None
+
+    def read(row: Mapping[str, Any]) -> npt.NDArray[Any] | None:
+        from medalign3d.errors import MedAlignError
+        from medalign3d.volumes.read import read_volume
+
+        root = roots.get(str(row["dataset"]))
+        if root is None:
+            return None
+        try:
+            return read_volume(root, str(row["source_path"]), row["source_format"], strict=False).data
+        except MedAlignError:
+            return None
+
+    return read
+
+
 def groups_of(pairs: Sequence[NearDuplicate]) -> list[list[int]]:
     """Positions of the confirmed pairs, everything that hangs together in one group."""
     groups = Groups()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from medalign3d.ehr import schema, text
 from medalign3d.ehr.companions import all_quarantine, companions_of
-from medalign3d.ehr.duplicates import ReadVoxels, decide, groups_of, near_duplicates
+from medalign3d.ehr.duplicates import ReadVoxels, decide, groups_of, near_duplicates, reader_of
 from medalign3d.ehr.labelling import add_labels
 from medalign3d.ehr.persons import link_persons
 from medalign3d.ehr.quarantine import Quarantine
@@ -377,7 +377,8 @@ def harmonize(
         ``cohorts``, ``harmonize`` and ``ingest.nacc_dementia_policy`` are used.
     read_voxels
         Reads an image (its row has ``dataset``, ``source_path``, ``source_format``), to tell whether images that look
-        alike are one acquisition; without it such pairs are only remarked on.
+        alike are one acquisition. By default the cohorts' folders are used where the tables come straight from reading
+        them (``images.attrs["root"]``); without a reader such pairs are only remarked on.
 
     Returns
     -------
@@ -411,6 +412,9 @@ def harmonize(
     unfiltered = images
     images, pairs = _drop_equal_voxels(images, quarantine, order)
     oasis_visits = cohort_tables["OASIS"].visits if "OASIS" in order else None
+    if read_voxels is None:
+        known = {cohort: cohort_tables[cohort].images.attrs.get("root") for cohort in order}
+        read_voxels = reader_of({cohort: str(root) for cohort, root in known.items() if root is not None})
     images, alike = _drop_near_duplicates(images, cohort_tables, quarantine, order, read_voxels)
     persons = link_persons(unfiltered, oasis_visits, pairs, alike)
     person_of = dict(zip(persons["participant_id"], persons["person_id"], strict=True))
