@@ -205,7 +205,7 @@ def test_every_label_that_a_reader_gives_is_in_the_code_book():
         "ADNI": {*adni.DX_WORDS.values(), *adni.DX_BASELINE.values()},
         "NACC": set(nacc.SYNDROME.values()),
         "AIBL": set(aibl.DIAGNOSIS.values()),
-        "MIRIAD": set(miriad.DIAGNOSIS.values()),
+        "MIRIAD": set(miriad.GROUP_WORDS.values()),
         "OASIS": {*oasis.DX1.values(), "NC", "MCI", "AD_DEM", "DEM", "Non-DEM"},
     }
     for dataset, names in given_by_readers.items():
