@@ -496,6 +496,15 @@ def test_a_later_first_visit_of_a_continuing_participant_is_not_the_baseline(tmp
     assert reason_names(result) == ["VISCODE_UNKNOWN"]
 
 
+def test_a_slip_in_the_year_of_one_table_does_not_move_the_baseline(tmp_path: Path) -> None:
+    write_csv(tmp_path / "ADNIMERGE.csv", MERGE, merge(1, "bl", "2006-01-08", "MCI", EXAMDATE_bl="2006-01-08"))
+    write_csv(tmp_path / "MMSE.csv", "PHASE|RID|VISCODE2|VISDATE|MMSCORE", ["ADNI1", 1, "bl", "2005-01-08", 27])
+    found = visits(tmp_path)
+    assert {code: (str(v["visit_date"]), v["dx_native"], v["mmse"]) for code, v in found.items()} == {
+        "bl": ("2006-01-08", "MCI", 27)
+    }
+
+
 @pytest.mark.parametrize("code", ["nv", "f", "uns1", "4_bl", "4_sc", "4_disp", "y1", "tau"])
 def test_codes_since_october_2024_are_matched_by_date(tmp_path: Path, code: str) -> None:
     write_csv(

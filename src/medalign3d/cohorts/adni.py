@@ -89,6 +89,8 @@ MISSING = frozenset({-4.0, -1.0})
 BASELINE_CODES = ("bl", "sc", "scmri", "init")
 #: Farthest distance of a screening from its baseline, in days.
 SCREENING_DAYS = 200
+#: Rows coded ``bl`` this far apart are not slips of a date (a wrong year) but baselines of two phases, in days.
+TWO_BASELINES_DAYS = 730
 #: Raw codes of ADNI-2 for tables that have no month-coded VISCODE2; they are months only for people who joined then.
 RAW_CODES = {
     "v01": "sc",
@@ -501,23 +503,24 @@ class _Adni:
                         visit.set(column, values[name], rule=f"{values[name].rule} at {_base_code(code)}")
 
     def _find_baselines(self) -> None:
-        """The date of every participant's baseline: the earliest row coded ``bl``, else of the screening codes."""
-        best: dict[str, tuple[int, datetime.date]] = {}
-        for batch in self.batches:
+        """The date of every participant's baseline: ``bl`` in the first table that dates it, else a screening code."""
+        best: dict[str, tuple[int, int, datetime.date]] = {}
+        for order, batch in enumerate(self.batches):
             for (subject, code), values in batch.collected.items():
                 if code not in BASELINE_CODES or "date" not in values:
                     continue
-                candidate = (0 if code == "bl" else 1, values["date"].value)
+                candidate = (0 if code == "bl" else 1, order, values["date"].value)
                 if subject not in best or candidate < best[subject]:
                     best[subject] = candidate
-        self.baseline_date = {subject: date for subject, (_, date) in best.items()}
+        self.baseline_date = {subject: date for subject, (_, _, date) in best.items()}
 
     def place(self, subject: str, code: str, date: Sourced | None) -> str:
         """The visit that a row belongs to: screening near the baseline is the baseline."""
         if code not in BASELINE_CODES:
             return code
         baseline = self.baseline_date.get(subject)
-        if date is not None and baseline is not None and abs((date.value - baseline).days) > SCREENING_DAYS:
+        farthest = TWO_BASELINES_DAYS if code == "bl" else SCREENING_DAYS
+        if date is not None and baseline is not None and abs((date.value - baseline).days) > farthest:
             return f"{code}-later"
         return "bl"
 
@@ -532,7 +535,7 @@ class _Adni:
             subject,
             place,
             Severity.WARN,
-            f"the code of a baseline visit, but more than {SCREENING_DAYS} days from the baseline; a visit of its own"
+            "the code of a baseline visit, but too far from the baseline; a visit of its own"
             if place.endswith("-later")
             else "no month follows from this visit code; the visit is matched by its date",
             file=source.file if source else None,
