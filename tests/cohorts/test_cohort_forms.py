@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from cohort_trees import adni_image, by_key, nacc_session, reason_names, run, write_csv, write_image
 from hypothesis import given
@@ -138,6 +139,13 @@ def test_adni_counts_an_image_once_for_each_matching_visit(tmp_path: Path, demo_
     harmonized = harmonize({"ADNI": emulated}, only(demo_params, "ADNI"))
     assert len(harmonized.images) == 2
     assert harmonized.images["person_id"].nunique() == 1
+    # But where another participant has those voxels, nobody knows whose they are: the repeats go, too.
+    other = emulated.images[emulated.images["native_image_key"] == "I2"].assign(
+        image_id="f" * 16, native_image_key="I9", participant_id="sub-ADNI005S0009", native_subject_id="005_S_0009"
+    )
+    emulated.images = pd.concat([emulated.images, other], ignore_index=True)
+    emulated.images_found += 1
+    assert len(harmonize({"ADNI": emulated}, only(demo_params, "ADNI")).images) == 0
 
 
 def nacc(root: Path) -> None:

@@ -246,7 +246,7 @@ def _empty_contradictions(images: pd.DataFrame, quarantine: Quarantine) -> None:
 
 
 def _drop_equal_voxels(
-    images: pd.DataFrame, quarantine: Quarantine, order: list[str]
+    images: pd.DataFrame, quarantine: Quarantine, order: list[str], form: str
 ) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
     """Drop images whose voxels another row has, and give the pairs of participants that share voxels.
 
@@ -258,13 +258,17 @@ def _drop_equal_voxels(
     dropped: dict[int, tuple[str, str]] = {}
     # A row that the form `table1_emulation` repeats holds the voxels of its own acquisition.
     hashes = images.drop_duplicates("image_id").set_index("image_id")["data_sha256"]
-    repeats = images["variant_of"].map(hashes) == images["data_sha256"]
+    repeats = (images["variant_of"].map(hashes) == images["data_sha256"]) & (form == "table1_emulation")
     candidates = images[images["data_sha256"].notna() & ~repeats]
     duplicated = candidates[candidates["data_sha256"].duplicated(keep=False)]
     for _, group in duplicated.groupby("data_sha256", sort=True):
         participants = sorted(set(group["participant_id"]))
         pairs += [(participants[0], other) for other in participants[1:]]
         dropped |= decide(group, rank, "the voxels")
+    outcome = {images.at[index, "image_id"]: why for index, why in dropped.items()}
+    for index in images.index[repeats]:
+        if images.at[index, "variant_of"] in outcome:
+            dropped[index] = outcome[images.at[index, "variant_of"]]
     for index, (reason, detail) in sorted(dropped.items()):
         quarantine.drop_images(images.loc[[index]], reason, detail)
     return images.drop(index=list(dropped)).reset_index(drop=True), pairs
@@ -410,7 +414,7 @@ def harmonize(
     _empty_contradictions(images, quarantine)
     everybody = images[["participant_id", "dataset", "sex"]].copy()
     unfiltered = images
-    images, pairs = _drop_equal_voxels(images, quarantine, order)
+    images, pairs = _drop_equal_voxels(images, quarantine, order, form)
     oasis_visits = cohort_tables["OASIS"].visits if "OASIS" in order else None
     if read_voxels is None:
         known = {cohort: cohort_tables[cohort].images.attrs.get("root") for cohort in order}

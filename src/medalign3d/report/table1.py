@@ -146,9 +146,8 @@ def table1_of(
         add(label, {cohort: number(value) for cohort, value in values.items()}, shown, "counted")
 
     plain("images", "images")
-    if form == "table1_emulation":
-        plain("of them no variant or repeat of another row", "acquisitions")
-    else:
+    plain("of them no variant or repeat of another row", "acquisitions")
+    if form == "clean":
         plain("of them taking part (one per visit)", "selected")
     people = {cohort: number(values["people"]) for cohort, values in counted.items()}
     add("people", people, number(int(images["person_id"].nunique())), "counted")
