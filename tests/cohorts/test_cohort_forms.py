@@ -144,7 +144,7 @@ def test_adni_counts_an_image_once_for_each_matching_visit(tmp_path: Path, demo_
         image_id="f" * 16, native_image_key="I9", participant_id="sub-ADNI005S0009", native_subject_id="005_S_0009"
     )
     emulated.images = pd.concat([emulated.images, other], ignore_index=True)
-    emulated.images_found += 1
+    emulated.images_found, emulated.found = emulated.images_found + 1, None
     assert len(harmonize({"ADNI": emulated}, only(demo_params, "ADNI")).images) == 0
 
 
