@@ -18,13 +18,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from cohort_trees import run
+from cohort_trees import by_key, params, run, write_csv, write_image
 from malformed import JUNK, Cell, TableFile, malform
 from test_cohort_simulated import NoAnatomy
 
 from medalign3d.cohorts import IngestResult
 from medalign3d.cohorts.aibl import FROM_SI
-from medalign3d.cohorts.base import CLINICAL_COLUMNS, KEY_COLUMNS
+from medalign3d.cohorts.base import CLINICAL_COLUMNS, KEY_COLUMNS, Ingest
 from medalign3d.cohorts.tables import header_key
 from medalign3d.cohorts.values import parse_date
 from medalign3d.errors import InputError
@@ -261,3 +261,39 @@ def check_images(tree: Tree, result: IngestResult) -> list[tuple[Any, ...]]:
             if value is not None and (visit is None or not near(value, visit[name])):
                 wrong.append(("not of its visit", record["native_image_key"], name, value))
     return wrong
+
+
+def test_a_column_that_turns_out_to_be_day_first_is_reported(tmp_path: Path) -> None:
+    rows = [["1", "bl", "3/5/2006"], ["2", "bl", "30/4/2006"], ["3", "bl", "28/4/2006"], ["4", "bl", "x"]]
+    write_csv(tmp_path / "aibl_cdr.csv", "RID|VISCODE|EXAMDATE", *rows)
+    book = Ingest("AIBL", tmp_path, params())
+    table = book.read("aibl_cdr.csv", "CDR")
+    collected = book.collect(table, lambda row: (row.get("RID"), "bl"), {"date": (parse_date, ("EXAMDATE",))})
+    assert {key[0]: values["date"].value.isoformat() for key, values in collected.items() if values} == {
+        "1": "2006-05-03", "2": "2006-04-30", "3": "2006-04-28"
+    }  # fmt: skip
+    notes = [(row["reason"], row["level"], json.loads(row["key_json"])) for row in book._quarantine]
+    assert ("DATE_UNPARSABLE", "table", {"file": "aibl_cdr.csv", "column": "EXAMDATE"}) in notes
+    assert [(row["source_file"], row["source_row"], row["column"]) for row in book._field_issues] == [
+        ("aibl_cdr.csv", 5, "EXAMDATE")
+    ]
+
+
+@pytest.mark.parametrize("junk", (*JUNK[::5], "28 points", "1_0", "4-", "3\u00a0 4"))
+def test_junk_in_every_cell_of_ixi(tmp_path: Path, junk: str) -> None:
+    columns = ["IXI_ID", "SEX_ID", "AGE"]
+    good = [["2", "2", "35.8"], ["12", "1", "38.78"]]
+    for column in range(3):
+        root = tmp_path / str(column)
+        for subject in ("002", "012"):
+            write_image(root / f"IXI{subject}-Guys-0828-T1.nii", int(subject))
+        bad = [[junk if c == column else cell for c, cell in enumerate(row)] for row in good[:1]]
+        write_csv(root / "IXI.csv", "|".join(columns), *bad, good[1])
+        result = run("IXI", root)
+        listed = set(zip(result.field_issues["source_row"], result.field_issues["column"], strict=True))
+        assert (2, columns[column]) in listed
+        untouched = by_key(result)["IXI012-Guys-0828-T1"]
+        assert (untouched["sex"], round(untouched["age_years"], 2)) == ("M", 38.78)
+        own = by_key(result).get("IXI002-Guys-0828-T1", {"sex": None, "age_years": None})
+        assert own["age_years"] is None or round(own["age_years"], 1) == 35.8
+        assert own["sex"] in (None, "F")

@@ -52,11 +52,13 @@ SESSION = "baseline"
 def subject_of(cell: str) -> str | None:
     """``IXI002`` from ``IXI002``, ``2``, ``002`` or ``2.0``.
 
-    >>> subject_of("2.0"), subject_of("IXI014-HH-1236"), subject_of("x")
+    >>> subject_of("2.0"), subject_of("IXI014-HH-1236"), subject_of("28 points")
     ('IXI002', 'IXI014', None)
     """
-    match = re.match(r"\s*(?:sub-)?(?:IXI)?0*(\d{1,3})(?:\.0+)?\s*(?:$|[-_ ])", cell, re.IGNORECASE)
-    return f"IXI{int(match[1]):03d}" if match else None
+    match = re.fullmatch(
+        r"(?:sub-)?(?:0*(\d{1,3})(?:\.0+)?|IXI0*(\d{1,3})(?:\.0+)?(?:[-_ ].*)?)", cell.strip(), re.IGNORECASE | re.ASCII
+    )
+    return f"IXI{int(match[1] or match[2]):03d}" if match else None
 
 
 def _sex(cell: str) -> tuple[str | None, QuarantineReason | None]:
