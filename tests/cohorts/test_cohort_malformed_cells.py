@@ -279,7 +279,7 @@ def test_a_column_that_turns_out_to_be_day_first_is_reported(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("junk", (*JUNK[::5], "28 points", "1_0", "4-", "3\u00a0 4"))
+@pytest.mark.parametrize("junk", [*JUNK[::5], "28 points", "1_0", "4-", "3\u00a0 4"])
 def test_junk_in_every_cell_of_ixi(tmp_path: Path, junk: str) -> None:
     columns = ["IXI_ID", "SEX_ID", "AGE"]
     good = [["2", "2", "35.8"], ["12", "1", "38.78"]]
