@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medalign3d.cohorts.catalogue import catalogue_markdown
 from medalign3d.cohorts.reasons import reasons_markdown
 from medalign3d.ehr.label_rules import label_rules_markdown
 from medalign3d.ehr.schema import data_dictionary_markdown
@@ -11,6 +12,7 @@ from medalign3d.ehr.schema import data_dictionary_markdown
 DOCS = Path(__file__).resolve().parent
 
 PAGES = {
+    "cohort_tables.md": catalogue_markdown,
     "quarantine_reasons.md": reasons_markdown,
     "label_rules.md": label_rules_markdown,
     "data_dictionary.md": data_dictionary_markdown,

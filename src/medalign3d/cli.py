@@ -257,12 +257,19 @@ def _table1(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from medalign3d.doctor import examine, examine_cohort
+    from medalign3d.doctor import examine
 
     if (arguments.cohort is None) != (arguments.root is None):
         raise ParameterError("give both a cohort and its folder, or neither", where="medalign3d doctor [COHORT ROOT]")
     if arguments.cohort:
-        return EXIT_DONE if examine_cohort(arguments.cohort, Path(arguments.root)) else EXIT_ERROR
+        from medalign3d.cohorts.preflight import preflight, preflight_dict, render
+        from medalign3d.lineage import to_json
+
+        answer = preflight(arguments.cohort, Path(arguments.root))
+        print(to_json(preflight_dict(answer)) if arguments.json else render(answer))
+        return EXIT_DONE if answer.complete else EXIT_ERROR
+    if arguments.json:
+        raise ParameterError("--json needs a cohort and its folder", where="medalign3d doctor COHORT ROOT --json")
     return EXIT_DONE if examine(Path(arguments.params or "params.yaml")) else EXIT_ERROR
 
 
@@ -446,6 +453,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("cohort", nargs="?", choices=COHORT_NAMES, metavar="COHORT")
     doctor.add_argument("root", nargs="?", metavar="ROOT")
+    doctor.add_argument("--json", action="store_true", help="print JSON (with COHORT and ROOT)")
     doctor.set_defaults(run=_doctor)
 
     explain = add(

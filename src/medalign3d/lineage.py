@@ -69,6 +69,7 @@ ORIGINS: dict[str, str] = {
     "source_format": "suffix and signature of the file",
     "source_sha256": "hash of the source files",
     "data_sha256": "hash of the voxels",
+    "fingerprint": "computed from the voxels, to find near-duplicates",
     "shape": _HEADER,
     "zooms": _HEADER,
     "orientation": _HEADER,

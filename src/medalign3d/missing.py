@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medalign3d.cohorts.base import image_id_of
+from medalign3d.cohorts.catalogue import READ_IN_PLACE
 from medalign3d.cohorts.reasons import count_lines, explain_reason
 from medalign3d.cohorts.spelling import IMAGE_SUFFIX, Meaning, id_pattern, meanings, near_spellings
 from medalign3d.cohorts.tables import TABLE_SUFFIXES, header_key, list_files, load_table
@@ -27,8 +28,6 @@ from medalign3d.printing import count, labelled, paragraph
 from medalign3d.results import Results, key_of, plain_records
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".7z", ".rar")
-READS_ZIP = ("ADNI", "AIBL", "NACC", "MIRIAD", "IXI")
-"""Cohorts whose zip archives are read as they are; all other archives must be unpacked."""
 ID_COLUMNS = frozenset((
     "rid", "ptid", "subject", "subject_id", "subjectid", "naccid", "oasisid", "id", "mri_id", "mr_id",
     "mr_session", "label", "session", "naccmrfi", "image_data_id", "image_id", "imageuid", "ixi_id",
@@ -139,7 +138,7 @@ def recognise(cohort: str, path: str) -> tuple[bool, str]:
     if lower.endswith(TABLE_SUFFIXES):
         return False, "a table or text file, no image"
     packed = lower.endswith(ARCHIVE_SUFFIXES)
-    if packed and cohort in READS_ZIP and lower.endswith(".zip"):
+    if packed and lower.endswith(READ_IN_PLACE.get(cohort, ())):
         if cohort == "NACC":
             return True, f"it belongs to the session {nacc.normalize_locator(name)}"
         return False, "an archive: the images inside are read, but it holds none that is recognised"
