@@ -472,7 +472,7 @@ def preflight(cohort: str, root: Path) -> Preflight:
     answer.simulated = MARKER in files
     seen = {path: glance(root, path) for path in files if path.lower().endswith(READ_SUFFIXES)}
     for spec in CATALOGUE[cohort]:
-        answer.tables.append(_report(cohort, root, files, seen, spec))
+        answer.tables.append(_report(cohort, root, list(seen), seen, spec))
     answer.images, answer.image_words = _images(cohort, files)
     studies = {kind[:7] for kind in answer.images if kind.startswith("OASIS-")}
     _settle_groups(answer.tables, lambda name: name[:7] in studies)
@@ -485,7 +485,7 @@ def preflight(cohort: str, root: Path) -> Preflight:
         answer.image_words += f" ({LISTING_NAME} lists images that lie elsewhere; see ingest.read_images)"
     for other, pattern in _FOREIGN.items():
         if other != cohort:
-            strange = [path for path in files if pattern.search(PurePosixPath(path).name)]
+            strange = [path for path in files if pattern.search(path.rpartition("/")[2])]
             if strange:
                 answer.foreign[other] = strange
     answer.seconds = round(time.perf_counter() - started, 2)
