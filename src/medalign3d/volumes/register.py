@@ -35,7 +35,14 @@ FAIR_CORRELATION = 0.55
 """Local correlation from which the search for better starts stops (adults reach 0.55-0.9)."""
 
 CONVERGED = 4e-4
-"""A step that raises the local correlation by less ends a level."""
+"""A step that raises the local correlation by less ends the search on a level."""
+
+STATIONARY_MM = 0.01
+"""Polishing ends when a step moves no corner of the brain by more: the answer then does not depend on the start."""
+
+POLISHING_STEPS = 25
+RESTART_NODS = (0.0, -10.0, 10.0)
+"""Degrees about the ear-to-ear axis at which the search starts again around the best answer."""
 
 RADIUS_MM = 80.0
 """Coordinates are divided by this so that all twelve parameters have comparable effects."""
@@ -157,13 +164,59 @@ def _compare(data: Array, affine: Matrix, at: Level, transform: Matrix) -> tuple
     return normalised, deviation, weight, product / norm * min(1.0, coverage / 0.9)
 
 
+def _normal_equations(at: Level, normalised: Array, weight: Array) -> tuple[Matrix, Matrix]:
+    """Left (12x12) and right side (12) of the Gauss-Newton step.
+
+    The Jacobian is the mean of both images' gradients (efficient second-order minimisation), which converges from
+    farther than either alone.
+    """
+    zoom = float(at.grid.zooms[0])
+    slopes = (_gradient(normalised, zoom) + at.gradient).reshape(3, -1)[:, at.points] * np.float32(0.5 * RADIUS_MM)
+    residual = (at.normalised - normalised).ravel()[at.points]
+    root = np.sqrt(weight.ravel()[at.points])
+    jacobian = ((slopes * root)[:, None, :] * at.homogeneous).reshape(12, len(at.points))
+    return (jacobian @ jacobian.T).astype(float), (jacobian @ (residual * root)).astype(float)
+
+
+def _step(normal: Matrix, right: Matrix, basis: Matrix, damping: float) -> Matrix:
+    """Solve for a damped step within the columns of ``basis``; shape (3, 4), translation in units of RADIUS_MM."""
+    reduced = basis.T @ normal @ basis
+    damped = reduced + damping * np.diag(np.diag(reduced)) + 1e-9 * np.eye(len(reduced))
+    return np.asarray((basis @ np.linalg.solve(damped, basis.T @ right)).reshape(3, 4), dtype=float)
+
+
+def _as_matrix(step: Matrix) -> Matrix:
+    update = np.eye(4)
+    update[:3, :3] += step[:, :3]
+    update[:3, 3] = step[:, 3] * RADIUS_MM
+    return update
+
+
+def _polish(data: Array, affine: Matrix, at: Level, start: _Fit) -> _Fit:
+    """Take whole Gauss-Newton steps until they vanish.
+
+    The correlation is flat around its maximum, so a search that stops when it no longer rises stops anywhere within
+    0.1-0.2 mm. The point at which the step vanishes is sharp.
+    """
+    current = start.transform
+    correlation = start.correlation
+    for _ in range(POLISHING_STEPS):
+        normalised, _, weight, correlation = _compare(data, affine, at, current)
+        if correlation < start.correlation - 0.02:
+            return start
+        step = _step(*_normal_equations(at, normalised, weight), np.eye(12), 0.0)
+        current = current @ _as_matrix(step)
+        if float(np.abs(step).max()) * RADIUS_MM < STATIONARY_MM:
+            break
+    return _Fit(current, correlation)
+
+
 def _gauss_newton(
     data: Array, affine: Matrix, at: Level, transform: Matrix, iterations: int, *, rigid_first: int = 0
 ) -> _Fit:
     """Minimise the squared difference of the locally normalised images over the twelve affine parameters.
 
-    The Jacobian is the mean of both images' gradients (efficient second-order minimisation), which converges from
-    farther than either alone. ``rigid_first`` iterations move rigidly with one common scale.
+    ``rigid_first`` iterations move rigidly with one common scale.
     """
     zoom = float(at.grid.zooms[0])
     best = _Fit(transform, -1.0)
@@ -177,14 +230,7 @@ def _gauss_newton(
             best = _Fit(current, correlation)
             damping = max(damping / 4, 1e-4)
             failures = 0
-            slopes = (_gradient(normalised, zoom) + at.gradient).reshape(3, -1)[:, at.points] * np.float32(
-                0.5 * RADIUS_MM
-            )
-            residual = (at.normalised - normalised).ravel()[at.points]
-            root = np.sqrt(weight.ravel()[at.points])
-            jacobian = ((slopes * root)[:, None, :] * at.homogeneous).reshape(12, len(at.points))
-            normal = (jacobian @ jacobian.T).astype(float)
-            right = (jacobian @ (residual * root)).astype(float)
+            normal, right = _normal_equations(at, normalised, weight)
             if gain < CONVERGED and iteration > rigid_first + 1:
                 break
         else:
@@ -194,23 +240,13 @@ def _gauss_newton(
                 break
         if iteration == iterations:
             break
-        if iteration < rigid_first:
-            basis = _similarity_basis()
-            reduced = basis.T @ normal @ basis
-            step = basis @ np.linalg.solve(
-                reduced + damping * np.diag(np.diag(reduced)) + 1e-9 * np.eye(7), basis.T @ right
-            )
-        else:
-            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)) + 1e-9 * np.eye(12), right)
-        step = step.reshape(3, 4)
+        basis = _similarity_basis() if iteration < rigid_first else np.eye(12)
+        step = _step(normal, right, basis, damping)
         length = float(np.abs(step).max()) * RADIUS_MM
         longest = 3.0 * zoom
         if length > longest:
             step = step * (longest / length)
-        update = np.eye(4)
-        update[:3, :3] += step[:, :3]
-        update[:3, 3] = step[:, 3] * RADIUS_MM
-        current = best.transform @ update
+        current = best.transform @ _as_matrix(step)
     return best
 
 
@@ -317,7 +353,9 @@ def _rounds() -> tuple[_Round, ...]:
         rotation(x, y, z) for x in (-30, -10, 10, 30) for y, z in ((0, 0), (0, 20), (0, -20), (20, 0), (-20, 0))
     )
     positions = tuple(p @ rotation(x, 0, 0) for p in patient_positions()[1:] for x in (-12, 12))
-    return _Round(nods, 4, 4), _Round(tilts, 3, 12), _Round(positions, 2, 16)
+    turns = ((0, 0, 0), (22, 0, 0), (-22, 0, 0), (0, 22, 0), (0, -22, 0), (0, 0, 22), (0, 0, -22))
+    everything = tuple(p @ rotation(*turn) for p in patient_positions() for turn in turns)
+    return _Round(nods, 4, 4), _Round(tilts, 3, 12), _Round(positions, 2, 16), _Round(everything, 2, 48)
 
 
 def register(
@@ -341,7 +379,12 @@ def register(
     """
     fine, fine_affine = reduce_to(data, affine, fine_mm)
     coarse, coarse_affine = reduce_to(fine, fine_affine, coarse_mm)
-    at = level(coarse_mm, COARSE_WINDOW)
+    at, precise = level(coarse_mm, COARSE_WINDOW), level(fine_mm, FINE_WINDOW)
+
+    def descend(start: Matrix, rigid_first: int) -> _Fit:
+        found = _gauss_newton(coarse, coarse_affine, at, start, maximum_iterations, rigid_first=rigid_first)
+        return _gauss_newton(fine, fine_affine, precise, found.transform, maximum_iterations)
+
     best = _Fit(np.eye(4), -1.0)
     tried = 0
     for effort in _rounds():
@@ -355,12 +398,28 @@ def register(
             if fits[-1].correlation > FAIR_CORRELATION:
                 break
         candidate = max(fits, key=lambda fit: fit.correlation)
-        candidate = _gauss_newton(coarse, coarse_affine, at, candidate.transform, maximum_iterations, rigid_first=2)
-        refined = _gauss_newton(fine, fine_affine, level(fine_mm, FINE_WINDOW), candidate.transform, maximum_iterations)
-        best = max([best, refined], key=lambda fit: fit.correlation)
+        best = max([best, descend(candidate.transform, 2)], key=lambda fit: fit.correlation)
         if best.correlation > FAIR_CORRELATION:
             break
+    # Lesser optima lie some millimetres beside the best one: look again from places that depend little on the start.
+    for nod in RESTART_NODS:
+        again = descend(_upright(best.transform, nod), 4)
+        tried += 1
+        if again.correlation > best.correlation:
+            best = again
+    best = _polish(fine, fine_affine, precise, best)
     return Registration(best.transform, best.correlation, tried)
+
+
+def _upright(transform: Matrix, nod: float) -> Matrix:
+    """The nearest rotation with one scale, nodded by ``nod`` degrees: a place to start again from."""
+    left, stretches, right = np.linalg.svd(transform[:3, :3])
+    turn = (left @ right) @ rotation(nod, 0, 0)
+    out = np.eye(4)
+    out[:3, :3] = float(np.prod(stretches) ** (1 / 3)) * turn
+    centre = np.array([0.0, -17.0, 5.0])
+    out[:3, 3] = transform[:3, :3] @ centre + transform[:3, 3] - out[:3, :3] @ centre
+    return out
 
 
 def correlation_at(data: Array, affine: Matrix, transform: Matrix, zoom_mm: float = 4.0) -> float:
