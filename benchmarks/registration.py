@@ -2,8 +2,6 @@
 
     python benchmarks/registration.py known DATA      # known transforms, beside ANTs and greedy where installed
     python benchmarks/registration.py repeat DATA     # every real head several times, with perturbed headers
-    python benchmarks/registration.py gate DATA       # good and deliberately wrong registrations: distributions, ROC
-    python benchmarks/registration.py normalized DATA # OASIS-1 images that come in MNI space
 
 DATA holds ``ixi_t1_2mm``, ``templates``, ``dicom`` and ``oasis1_mni_2mm``. Seconds are processor time of one core.
 """
@@ -18,7 +16,6 @@ os.environ["OMP_NUM_THREADS"] = os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS
 import itertools
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +26,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medalign3d.params import Normalize, load_params
-from medalign3d.volumes import bias, normalize, quality, register
+from medalign3d.volumes import normalize, register
 from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Grid, resample
 from medalign3d.volumes.pool import keep_memory
-from medalign3d.volumes.read import Volume, read_volume
+from medalign3d.volumes.read import read_volume
 
 Data = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -157,7 +154,7 @@ def whole_head(data: Path, zoom: float) -> tuple[Data, Matrix]:
 
 
 def known_cases(head: Data, affine: Matrix, zoom: float, count: int, rng: np.random.Generator) -> Iterator[Case]:
-    """The head on new grids: moved, scaled, sheared, with drift, noise, other contrast, thick slices, lying otherwise."""
+    """The head on new grids: moved, scaled, sheared, with drift, noise, other contrast, thick slices, turned."""
     bright = float(np.percentile(head, 99))
     centre = middle(head, affine)
     for number in range(count):
@@ -251,10 +248,10 @@ def known(arguments: argparse.Namespace) -> None:
     fixed = (head, affine)
     others = [tool for tool in arguments.tools.split(",") if tool]
     if arguments.zoom < 2 and others:
-        grid = Grid(
-            tuple(int(n * z) for n, z in zip(head.shape, np.sqrt((affine[:3, :3] ** 2).sum(0)))),
-            affine @ np.diag([*(1 / np.sqrt((affine[:3, :3] ** 2).sum(0))), 1.0]),
-        )
+        zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+        shape = (np.array(head.shape) * zooms / arguments.zoom).astype(int)
+        step = np.diag([*(arguments.zoom / zooms), 1.0])
+        grid = Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine @ step)
         fixed = (resample(ndimage.gaussian_filter(head, 0.4), affine, grid), grid.affine)
     results: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for case in known_cases(head, affine, arguments.zoom, arguments.count, rng):

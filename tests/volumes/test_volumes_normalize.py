@@ -340,6 +340,38 @@ def test_inputs_for_a_command_line(tmp_path: Path, params: Normalize) -> None:
     assert (tmp_path / "out" / "head.png").stat().st_size > 5000
 
 
+def _motions() -> list[np.ndarray]:
+    """Headers that differ by up to 40 mm and 25 degrees, or by a patient position."""
+    out = [np.eye(4)]
+    for position, angles, shift in (
+        (0, (18, 12, -12), (28, -28, 0)),
+        (0, (-20, 8, 12), (0, 20, 34)),
+        (7, (9, 9, 9), (9, 9, 9)),
+    ):
+        motion = np.eye(4)
+        motion[:3, :3] = register.patient_positions()[position] @ register.rotation(*angles)
+        motion[:3, 3] = shift
+        out.append(motion)
+    return out
+
+
+def test_answer_does_not_depend_on_the_header() -> None:
+    head = make_head(posed((9, 3, -5), (4, 6, 3)), zoom=3.0, shape=(76, 84, 76), noise=40, drift=0.3)
+    found = [
+        np.linalg.inv(m) @ register.register(head.volume.data, m @ head.volume.affine).transform for m in _motions()
+    ]
+    assert max(register.displacement_mm(found[0], other) for other in found[1:]) < 0.02
+
+
+@pytest.mark.slow
+def test_real_heads_answer_the_same_from_any_header() -> None:
+    """The 60-head study of benchmarks/registration.py in small."""
+    for path in sorted(real("ixi_t1_2mm").glob("*.nii.gz"))[::12]:
+        volume = read_volume(path.parent, path.name, "nifti")
+        found = [np.linalg.inv(m) @ register.register(volume.data, m @ volume.affine).transform for m in _motions()]
+        assert max(register.displacement_mm(found[0], other) for other in found[1:]) < 0.1
+
+
 def test_real_head_is_normalized(params: Normalize) -> None:
     path = sorted(real("ixi_t1_2mm").glob("*.nii.gz"))[0]
     result = normalize_volume(read_volume(path.parent, path.name, "nifti"), params)
