@@ -55,12 +55,16 @@ def make_head(
     scalp: bool = True,
     axes: str = "RAS",
     seed: int = 0,
+    t1: NDArray[np.float32] | None = None,
 ) -> Head:
-    """A head on a grid of ``shape`` voxels of ``zoom`` mm centred on the scanner's origin."""
+    """A head on a grid of ``shape`` voxels of ``zoom`` mm centred on the scanner's origin.
+
+    ``t1`` stands in for the template's T1 on ``mni.at_zoom(2.0, 24.0)``.
+    """
     import nibabel
 
     template = mni.at_zoom(2.0, 24.0)
-    image = template.t1 * 1000.0
+    image = (template.t1 if t1 is None else t1) * 1000.0
     if scalp:
         image = image + 900.0 * ((template.distance > 9.0) & (template.distance < 15.0))
         image = image + 120.0 * ((template.brain < 0.5) & (template.distance < 4.0))

@@ -44,6 +44,17 @@ def _sum(*columns: str) -> Callable[[Mapping[str, Any]], float]:
     return lambda record: sum(_number(record, column) for column in columns)
 
 
+def _preferred(
+    column: str, better: Callable[[Mapping[str, Any]], float], crude: Callable[[Mapping[str, Any]], float]
+) -> Callable[[Mapping[str, Any]], float]:
+    """``better`` for records that have ``column`` (known or not), ``crude`` for those of stores without it."""
+    return lambda record: better(record) if column in record else crude(record)
+
+
+def _negative(measure: Callable[[Mapping[str, Any]], float]) -> Callable[[Mapping[str, Any]], float]:
+    return lambda record: -measure(record)
+
+
 def _asymmetry(left: str, right: str, sign: float) -> Callable[[Mapping[str, Any]], float]:
     """``sign`` x (left - right) / (left + right)."""
 
@@ -100,15 +111,21 @@ FINDINGS: dict[str, Finding] = {
             name="ventricles_enlarged",
             text="Are the ventricles enlarged?",
             answers={"no": "no", "yes": "yes"},
-            measured=_sum("region_ventricles_csf"),
+            measured=_preferred(
+                "region_ventricles_fraction", _sum("region_ventricles_fraction"), _sum("region_ventricles_csf")
+            ),
             true=_share_of_skull("ventricles_ml"),
         ),
         Finding(
             name="hippocampal_atrophy",
             text="Is there hippocampal atrophy?",
             answers={"no": "no", "yes": "yes"},
-            measured=_sum("region_hippocampus_left_csf", "region_hippocampus_right_csf"),
             # More atrophy is less volume: the sign turns "high" into "yes".
+            measured=_preferred(
+                "region_hippocampus_left_fraction",
+                _negative(_sum("region_hippocampus_left_fraction", "region_hippocampus_right_fraction")),
+                _sum("region_hippocampus_left_csf", "region_hippocampus_right_csf"),
+            ),
             true=lambda record: -_share_of_skull("hippocampus_left_ml", "hippocampus_right_ml")(record),
         ),
         Finding(
@@ -116,7 +133,11 @@ FINDINGS: dict[str, Finding] = {
             text="Which hippocampus is smaller?",
             answers={"left": "left", "right": "right"},
             # More fluid on a side, or less volume, means that the side is smaller.
-            measured=_asymmetry("region_hippocampus_left_csf", "region_hippocampus_right_csf", -1.0),
+            measured=_preferred(
+                "region_hippocampus_left_fraction",
+                _asymmetry("region_hippocampus_left_fraction", "region_hippocampus_right_fraction", 1.0),
+                _asymmetry("region_hippocampus_left_csf", "region_hippocampus_right_csf", -1.0),
+            ),
             true=_asymmetry("hippocampus_left_ml", "hippocampus_right_ml", 1.0),
         ),
     )

@@ -34,6 +34,7 @@ from medalign3d.volumes import (
     regions,
     register,
     store,
+    volumetry,
 )
 from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Array, Grid, Matrix, inside, reduce_to, resample
@@ -74,7 +75,8 @@ class Normalized:
     transform
         4x4, MNI millimetres to scanner millimetres.
     metrics
-        What the gate looked at (see :class:`medalign3d.volumes.quality.Quality`), and seconds.
+        What the gate looked at (see :class:`medalign3d.volumes.quality.Quality`), the regional volumes of an accepted
+        image (see :mod:`medalign3d.volumes.volumetry`), and seconds.
     preview
         A small RGB picture of the registered head (:func:`medalign3d.volumes.quality_page.preview`); None when there is
         nothing to show.
@@ -232,7 +234,9 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
                 brain = ndimage.binary_fill_holes(share > 0.5)
                 array = intensity.to_bytes(sampled, brain)
                 shown = quality_page.preview(as_is, solid, template)
-                return _result(array, target, "", "already-normalized", np.eye(4), found, started, shown)
+                same = np.eye(4)
+                in_mni = volumetry.measure(data, affine, same, tissue, as_is, solid, template, head_size_known=False)
+                return _result(array, target, "", "already-normalized", same, found, started, shown, in_mni)
 
     first = register.register(
         data,
@@ -256,10 +260,12 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
     if attempt.tissue is None or attempt.mask is None or attempt.quality is None:
         return _result(None, target, attempt.problem, attempt.registration.method, transform, None, started, shown)
     final: NDArray[np.uint8] | None = None
+    volumes: dict[str, float] = {}
     if not attempt.problem:
         final = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask)
+        volumes = volumetry.measure(data, affine, transform, attempt.tissue, attempt.head, attempt.mask, template)
     method = attempt.registration.method
-    return _result(final, target, attempt.problem, method, transform, attempt.quality, started, shown)
+    return _result(final, target, attempt.problem, method, transform, attempt.quality, started, shown, volumes)
 
 
 def _final_array(
@@ -288,8 +294,10 @@ def _result(
     found: quality.Quality | None,
     started: float,
     preview: NDArray[np.uint8] | None = None,
+    volumes: dict[str, float] | None = None,
 ) -> Normalized:
     metrics = {} if found is None else found.as_dict()
+    metrics |= volumes or {}
     metrics["seconds"] = time.perf_counter() - started
     verdict: Verdict = "quarantined" if problem else "accepted"
     reason = "QC_FAIL" if problem else ""
@@ -309,6 +317,7 @@ METRIC_COLUMNS = (
     "overlap",
     "brain_ml",
 )
+VOLUME_COLUMNS = (*volumetry.VOLUME_COLUMNS, *volumetry.FRACTION_COLUMNS)
 INDEX_COLUMNS = (
     "image_id",
     "path",
@@ -319,6 +328,7 @@ INDEX_COLUMNS = (
     "method",
     *METRIC_COLUMNS,
     "seconds",
+    *VOLUME_COLUMNS,
     *regions.REGION_COLUMNS,
     "source_sha256",
     "params_sha256",
@@ -355,7 +365,7 @@ def _normalize_one(task: _Task) -> dict[str, Any]:
         row["seconds"] = time.perf_counter() - started
         return row
     row |= {"verdict": result.verdict, "reason": result.reason, "detail": result.detail, "method": result.method}
-    row |= {name: result.metrics.get(name, float("nan")) for name in METRIC_COLUMNS}
+    row |= {name: result.metrics.get(name, float("nan")) for name in (*METRIC_COLUMNS, *VOLUME_COLUMNS)}
     if result.preview is not None:
         quality_page.write_picture(task.out_dir, task.image_id, result.preview)
     if result.array is not None and result.verdict == "accepted":
@@ -509,7 +519,7 @@ def _typed(index: pd.DataFrame) -> pd.DataFrame:
         "params_sha256",
     ):
         index[name] = index[name].fillna("").astype(str)
-    for name in (*METRIC_COLUMNS, "seconds", *regions.REGION_COLUMNS):
+    for name in (*METRIC_COLUMNS, "seconds", *VOLUME_COLUMNS, *regions.REGION_COLUMNS):
         index[name] = index[name].astype("float32")
     return index
 
@@ -615,7 +625,7 @@ def _normalize_input(task: tuple[str, str, str, dict[str, Any]]) -> dict[str, An
         "detail": result.detail,
         "method": result.method,
         "source_sha256": volume.data_sha256(),
-        **{column: result.metrics.get(column, float("nan")) for column in METRIC_COLUMNS},
+        **{column: result.metrics.get(column, float("nan")) for column in (*METRIC_COLUMNS, *VOLUME_COLUMNS)},
     }
     out = Path(out_dir)
     if result.array is not None and result.verdict == "accepted":

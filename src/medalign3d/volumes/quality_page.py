@@ -50,6 +50,15 @@ METRIC_TITLES = {
 }
 """What the gate measures (:class:`medalign3d.volumes.quality.Quality`), and the words in the page's header."""
 
+VOLUME_TITLES = {
+    "ventricles_ml": "ventricles, mL",
+    "hippocampus_left_ml": "left hippocampus, mL",
+    "hippocampus_right_ml": "right hippocampus, mL",
+    "brain_tissue_ml": "brain tissue, mL",
+    "icv_ml": "intracranial, mL",
+}
+"""Regional volumes (:mod:`medalign3d.volumes.volumetry`): shown and sortable; disease moves them, so not odd."""
+
 Picture = NDArray[np.uint8]
 
 
@@ -167,6 +176,7 @@ def write_page(
     """
     out = Path(out_dir)
     scores = oddness(index)
+    titles = METRIC_TITLES | {name: words for name, words in VOLUME_TITLES.items() if name in index}
     rows = []
     for row, odd in zip(index.to_dict("records"), scores, strict=True):
         image_id = str(row["image_id"])
@@ -179,7 +189,7 @@ def write_page(
                 "detail": str(row["detail"]),
                 "method": str(row["method"]),
                 "oddness": _cell(float(odd)),
-                **{name: _cell(float(row[name])) for name in METRIC_TITLES},
+                **{name: _cell(float(row[name])) for name in titles},
             }
         )
     rows.sort(key=lambda r: (r["verdict"] == "accepted", -(r["oddness"] or 0.0), r["image_id"]))
@@ -187,7 +197,7 @@ def write_page(
     reasons = index.loc[index["verdict"] != "accepted", "reason"].value_counts()
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
     # "</" would end the script element that carries the data.
-    data = json.dumps({"rows": rows, "metrics": METRIC_TITLES}).replace("</", "<\\/")
+    data = json.dumps({"rows": rows, "metrics": titles}).replace("</", "<\\/")
     template = Path(__file__).with_name("quality_page.html").read_text(encoding="utf-8")
     filled = {
         "@TITLE@": html.escape(f"Quality of normalization: {title}"),
