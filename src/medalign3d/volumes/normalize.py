@@ -232,7 +232,9 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
                 ceiling = np.float32(BACKGROUND_FRACTION * np.percentile(as_is, 99))
                 share = mni.sample_averaged((data > ceiling).astype(np.float32), affine, target, np.eye(4))
                 brain = ndimage.binary_fill_holes(share > 0.5)
-                array = intensity.to_bytes(sampled, brain)
+                levels = intensity.anchors(as_is, template, tissue)
+                # Prepared elsewhere: its contrast stays as it is, only gain and offset change.
+                array = intensity.to_bytes(sampled, brain, levels and levels.straight())
                 shown = quality_page.preview(as_is, solid, template)
                 same = np.eye(4)
                 in_mni = volumetry.measure(data, affine, same, tissue, as_is, solid, template, head_size_known=False)
@@ -262,7 +264,8 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
     final: NDArray[np.uint8] | None = None
     volumes: dict[str, float] = {}
     if not attempt.problem:
-        final = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask)
+        levels = intensity.anchors(attempt.head, template, attempt.tissue)
+        final = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask, levels)
         volumes = volumetry.measure(data, affine, transform, attempt.tissue, attempt.head, attempt.mask, template)
     method = attempt.registration.method
     return _result(final, target, attempt.problem, method, transform, attempt.quality, started, shown, volumes)
@@ -276,13 +279,14 @@ def _final_array(
     work: Grid,
     tissue: bias.Tissue,
     brain: NDArray[np.bool_],
+    levels: intensity.Anchors | None,
 ) -> NDArray[np.uint8]:
     """The one interpolation from the scanned grid, drift removed, masked, in bytes."""
     on_target = resample(brain.astype(np.float32), work.affine, target) > 0.5
     sampled = mni.sample_averaged(data, affine, target, transform, where=on_target)
     if tissue.coefficients is not None:
         sampled *= np.exp(-bias.drift(tissue.coefficients, target))
-    return intensity.to_bytes(sampled, on_target)
+    return intensity.to_bytes(sampled, on_target, levels)
 
 
 def _result(
