@@ -27,7 +27,7 @@ def _params(path: str | None) -> Params:
 
 def _ingest(arguments: argparse.Namespace) -> int:
     from medalign3d.cohorts import ingest_cohort, write_ingest
-    from medalign3d.cohorts.reasons import count_lines
+    from medalign3d.cohorts.told import result_lines
     from medalign3d.files import write_json
     from medalign3d.manifest import MARKER
     from medalign3d.results import INGEST_RECORD
@@ -54,7 +54,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
             "quarantined": reasons,
         },
     )
-    print("\n".join(count_lines(result.images_found, len(result.images), reasons)))
+    print("\n".join(result_lines(result, reasons)))
     if result.links is not None and len(result.links):
         from medalign3d.cohorts.oasis_links import links_line
 

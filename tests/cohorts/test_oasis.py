@@ -287,6 +287,19 @@ def test_one_wrong_head_size_is_emptied_and_many_refuse_the_table(tmp_path: Path
         run("OASIS", tmp_path / "b")
 
 
+def test_a_table_of_mostly_invented_people_is_refused(tmp_path: Path) -> None:
+    rows = long_table()
+    strangers = [
+        {**row, "Subject ID": f"OAS2_{number:04d}", "MRI ID": f"OAS2_{number:04d}_MR1"}
+        for number, row in enumerate(rows[:90], start=900)
+    ]
+    write(tmp_path / "few.csv", LONG, rows[:60] + strangers[:20])
+    assert len(run("OASIS", tmp_path).visits) == 80
+    write(tmp_path / "few.csv", LONG, rows[:60] + strangers)
+    with pytest.raises(InputError, match="90 of 150 sessions are of participants that OASIS-2 does not have"):
+        run("OASIS", tmp_path)
+
+
 def test_education_codes_are_not_years(tmp_path: Path) -> None:
     truth = long_table()
     write(tmp_path / "long.csv", changed(truth, EDUC=lambda years: 1 + int(years > 12)), LONG)

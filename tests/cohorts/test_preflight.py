@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -302,6 +303,53 @@ def test_a_large_download_takes_less_than_ten_seconds(tmp_path: Path) -> None:
     assert answer.files == 20_001
     assert answer.images == {"T1-weighted, DICOM": 100}
     assert by_name(answer)["ADNIMERGE"].rows == 20_000
+
+
+def test_images_inside_archives_are_counted_as_the_reader_finds_them(tmp_path: Path) -> None:
+    inner = "005_S_0010/MPRAGE/2006-01-10_10_00_00.0/I101/ADNI_005_S_0010_MR_MPRAGE_br_raw_{}_S1_I101.dcm"
+    with zipfile.ZipFile(tmp_path / "part_1.zip", "w") as archive:
+        for number in range(5):
+            archive.writestr(inner.format(number), b"x")
+    (tmp_path / "part_2.zip").write_bytes(b"PK damaged")
+    write_csv(tmp_path / "DXSUM.csv", "RID|VISCODE2|EXAMDATE|DIAGNOSIS", ["10", "bl", "2006-01-05", "1"])
+    answer = preflight("ADNI", tmp_path)
+    assert answer.images == {"T1-weighted, DICOM": 1}
+    assert answer.complete
+    assert set(answer.damaged) == {"part_2.zip"}
+    assert "part_2.zip" in render(answer)
+
+
+def test_archives_of_the_other_cohorts(tmp_path: Path) -> None:
+    for cohort, name in (
+        ("OASIS", "OAS30001_MR_d0129/anat1/sub-OAS30001_ses-d0129_T1w.nii.gz"),
+        ("MIRIAD", "miriad_188_AD_M_01_MR_1.nii"),
+        ("IXI", "IXI002-Guys-0828-T1.nii.gz"),
+    ):
+        (tmp_path / cohort).mkdir()
+        with zipfile.ZipFile(tmp_path / cohort / "images.zip", "w") as archive:
+            archive.writestr(name, b"x")
+        answer = preflight(cohort, tmp_path / cohort)
+        assert list(answer.images) == [{"OASIS": "OASIS-3", "MIRIAD": "volumes", "IXI": "T1 volumes"}[cohort]]
+
+
+def test_archives_are_opened_while_time_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        with zipfile.ZipFile(tmp_path / f"part_{number}.zip", "w") as archive:
+            archive.writestr(f"miriad_188_AD_M_0{number}_MR_1.nii", b"x")
+    monkeypatch.setattr("medalign3d.cohorts.preflight.ARCHIVE_SECONDS", -1.0)
+    answer = preflight("MIRIAD", tmp_path)
+    assert (answer.archives_unopened, answer.images) == (3, {})
+    assert answer.complete
+    assert "not opened" in render(answer)
+
+
+def test_tables_without_images_are_ready_with_a_remark(tmp_path: Path) -> None:
+    write_csv(tmp_path / "oasis_cross-sectional.csv", "ID|M/F|Age|CDR", ["OAS1_0001_MR1", "F", 70, 0])
+    answer = preflight("OASIS", tmp_path)
+    assert answer.complete
+    assert "the tables alone are read" in render(answer)
+    (tmp_path / "empty").mkdir()
+    assert not preflight("OASIS", tmp_path / "empty").complete
 
 
 # ------------------------------------------------------------------------------------------------------------- command

@@ -26,6 +26,7 @@ from medalign3d.cohorts.tables import Row, Table, find_table, header_key, list_f
 from medalign3d.cohorts.values import DateOrder, Quantity, parse_date, parse_number
 from medalign3d.errors import InputError, MedAlignError
 from medalign3d.params import Params
+from medalign3d.printing import count
 from medalign3d.progress import Progress
 
 __all__ = [
@@ -495,6 +496,8 @@ class Ingest:
         self._field_issues: list[dict[str, Any]] = []
         self._sources: list[dict[str, Any]] = []
         self._noted_visits: set[tuple[str, str]] = set()
+        #: (subject, visit code) -> file and column of every cell that was not used.
+        self.refused: dict[tuple[str, str], set[tuple[str, str]]] = {}
         self.window_days = params.ingest.match_window_days.get(dataset, 183)  # type: ignore[call-overload]
         if self.form == "table1_emulation" and dataset in CALENDAR_COHORTS:
             self.window_days = CALENDAR_WINDOW_DAYS  # the published pairing looks at calendar months and years
@@ -627,6 +630,7 @@ class Ingest:
 
     def _issue(self, reason: QuarantineReason, subject: str, code: str, column: str, file: str, line: int) -> None:
         self._noted_visits.add((subject, code))
+        self.refused.setdefault((subject, code), set()).add((file, column))
         self._field_issues.append(
             {
                 "dataset": self.dataset,
@@ -1132,9 +1136,15 @@ def _typed(records: list[dict[str, Any]], columns: Mapping[str, str]) -> pd.Data
 
 def no_images(root: Path, cohort: str, expected: str) -> InputError:
     """The error for a folder without any image of a cohort."""
+    try:
+        files = list_files(root)
+    except InputError:
+        files = []
+    shown = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
     return InputError(
         f"no {cohort} images were found",
         where=root,
+        found=f"{count(len(files), 'file')}: {shown}" if files else "no file at all",
         expected=expected,
         remedy="correct the path (external.roots in params.yaml), or unpack the downloaded archives there; where only "
         f"the tables are at hand, list the images' paths in {LISTING_NAME} and set ingest.read_images: false",

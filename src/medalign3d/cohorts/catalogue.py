@@ -92,8 +92,8 @@ PREFIXES: dict[str, tuple[str, ...]] = {"ADNI": ("ADNI", "ADNIMERGE", "CLINICAL"
 """What may stand before the name of a table, with an underscore."""
 
 READ_IN_PLACE: dict[str, tuple[str, ...]] = {
-    "ADNI": (".zip",), "NACC": (".zip",), "OASIS": (".zip",), "AIBL": (".zip",),
-    "MIRIAD": (".zip", ".tar"), "IXI": (".zip", ".tar"),
+    "ADNI": (".zip",), "NACC": (".zip",), "AIBL": (".zip",),
+    "OASIS": (".zip", ".tar"), "MIRIAD": (".zip", ".tar"), "IXI": (".zip", ".tar"),
 }  # fmt: skip
 """Archives of images that are read as they are; all others must be unpacked."""
 

@@ -41,7 +41,8 @@ def doctor(cohort: str, root: Path) -> list[Finding]:
     Returns
     -------
     list of Finding
-        Tables first, images last; anything ``missing`` or a ``problem`` would stop ingest.
+        Tables first, images last (``absent`` where the tables alone are read); anything ``missing`` or
+        a ``problem`` would stop ingest.
     """
     answer = preflight(cohort, Path(root))
     if answer.problem:
@@ -51,7 +52,10 @@ def doctor(cohort: str, root: Path) -> list[Finding]:
         detail = report.detail or (", ".join(report.files[:3]) if report.files else f"without it: {report.cost}")
         findings.append(Finding(report.name, report.status, detail))
     kinds = ", ".join(f"{number:,} {kind}" for kind, number in answer.images.items())
-    if answer.archives_read and not kinds:
-        kinds = f"{count(answer.archives_read, 'archive')} to read"
-    findings.append(Finding("images", "found" if kinds else "missing", kinds or "no images in the custodian's layout"))
+    if answer.archives_unopened and not kinds:
+        kinds = f"{count(answer.archives_unopened, 'archive')} to read"
+    alone = any(report.files for report in answer.tables)
+    status = "found" if kinds else "absent" if alone else "missing"
+    nothing = "no images in the custodian's layout" + (": the tables alone are read" if alone else "")
+    findings.append(Finding("images", status, kinds or nothing))
     return findings

@@ -18,7 +18,6 @@ Not supported: OASIS-3 freesurfer outputs.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,10 +37,11 @@ from medalign3d.cohorts.base import (
     match_visit,
     no_images,
 )
-from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile, tesla
+from medalign3d.cohorts.images import ImageFile, tesla
 from medalign3d.cohorts.listing import LISTING_NAME
 from medalign3d.cohorts.oasis_links import link_sessions
 from medalign3d.cohorts.oasis_tables import NAMES, SessionTable, fields_of, find_session_tables, read_summaries
+from medalign3d.cohorts.packed import is_nifti, nifti_files, remark_on
 from medalign3d.cohorts.tables import Row, Table, describe_tables, headers
 from medalign3d.cohorts.values import (
     CDR_BOX,
@@ -62,11 +62,19 @@ from medalign3d.params import Params
 
 SESSION_1 = re.compile(r"OAS1_(\d{4})_MR(\d+)", re.IGNORECASE)
 SESSION_2 = re.compile(r"OAS2_(\d{4})_MR(\d+)", re.IGNORECASE)
-SESSION_3 = re.compile(r"(OAS3\d{4})_(?:MR_|sess?-)?(d\d{4,5})", re.IGNORECASE)
+SESSION_3 = re.compile(r"(?<![A-Z0-9])(OAS3\d{4})_(?:MR_|sess?-)?(d\d{4,5})(?!\d)", re.IGNORECASE | re.ASCII)
+SUBJECT_3 = re.compile(r"(?<![A-Z0-9])OAS3\d{4}(?!\d)", re.IGNORECASE | re.ASCII)
+DAY_3 = re.compile(r"_d(\d{3,5})(?!\d)", re.IGNORECASE | re.ASCII)
+FORMS_DAYS = 92  # the forms of one examination may lie some days apart
+LAST_DAY = 20000  # days from entry: fifty years
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 FIELD_STRENGTH_T = 1.5  # OASIS-1 and OASIS-2: one Siemens Vision scanner
 MISSING = frozenset({-4.0, 99.0, 999.0})
+#: First diagnosis in words -> class; all other words (`uncertain dementia`, `0.5 in memory only`) name none.
 DX1 = {"cognitively normal": "NC", "ad dementia": "AD_DEM"}
+MCI_FLAGS = ("MCIAMEM", "MCIAPLUS", "MCINON1", "MCINON2")
+#: Flags of the UDS diagnosis form -> class; a form says one of them.
+D1_CLASSES = {"NORMCOG": "NC", **dict.fromkeys(MCI_FLAGS, "MCI"), "DEMENTED": "AD_DEM", "IMPNOMCI": "impaired, not MCI"}
 
 
 def strip_suffix(name: str) -> str:
@@ -269,13 +277,33 @@ def _hand(cell: str) -> tuple[str | None, QuarantineReason | None]:
     return parse_handedness(cell)
 
 
+def _words(cell: str) -> tuple[str | None, QuarantineReason | None]:
+    return (None if is_blank(cell) else cell.strip()), None
+
+
+def _field_strength(cell: str) -> tuple[float | None, QuarantineReason | None]:
+    """Field strength in tesla; gauss are converted."""
+    if is_blank(cell):
+        return None, None
+    number = parse_float(cell)
+    value = None if number is None else tesla(number)
+    return value, QuarantineReason.VALUE_OUT_OF_RANGE if value is None else None
+
+
+def _strength_in_name(cell: str) -> tuple[float | None, QuarantineReason | None]:
+    """Field strength of a scanner's name that ends with it (``TIM Trio 3.0T``); other names say nothing."""
+    match = re.search(r"(?<![\d.])(\d(?:\.\d+)?)\s?T?$", cell.strip(), re.IGNORECASE | re.ASCII)
+    return (tesla(float(match[1])) if match else None), None
+
+
 class _Longitudinal3:
     """OASIS-3: persons, clinical visits by day, diagnosis form, cognition form, scanner table."""
 
     def __init__(self, book: Ingest, tables: dict[str, set[str]]) -> None:
         self.book = book
         self.people: dict[str, dict[str, Sourced]] = {}
-        self.scanners: dict[str, dict[str, str]] = {}
+        self.scanners: dict[tuple[str, str], dict[str, Sourced]] = {}
+        self.disputed: set[tuple[str, str]] = set()
         self.ages: dict[tuple[str, str], Sourced] = {}
         self.has_clinical = False
         for path, keys in sorted(tables.items()):
@@ -295,15 +323,7 @@ class _Longitudinal3:
             elif "mr_id" in keys and "subject" in keys and "age" in keys and "cdr" not in keys and "group" not in keys:
                 self.read_sessions(book.read(path, "MR sessions"))
             elif "label" in keys and ("magneticfieldstrength" in keys or "mr_json" in name):
-                for row in book.read(path, "scanners").rows():
-                    self.scanners.setdefault(
-                        row.get("label"),
-                        {
-                            "strength": row.get("MagneticFieldStrength"),
-                            "manufacturer": row.get("Manufacturer"),
-                            "model": row.get("ManufacturersModelName"),
-                        },
-                    )
+                self.read_scanners(book.read(path, "scanners"))
         for visit in list(self.visits()):
             _label_from_cdr(visit)
             _scores(visit)
@@ -313,19 +333,15 @@ class _Longitudinal3:
 
     def _identify(self, columns: tuple[str, ...]) -> Any:
         def identify(row: Row) -> tuple[str, str] | None:
-            subject = re.search(
-                r"OAS3\d{4}", " ".join((row.get(*columns), row.get("OASIS_session_label"))), re.IGNORECASE
-            )
-            label = re.search(
-                r"_d(\d{3,5})",
-                " ".join((row.get("OASIS_session_label"), row.get("ADRC_ADRCCLINICALDATA ID"), row.get("label"))),
-            )
+            labels = [row.get(name) for name in ("OASIS_session_label", "ADRC_ADRCCLINICALDATA ID", "label")]
+            people = {m.upper() for cell in (row.get(*columns), *labels) for m in SUBJECT_3.findall(cell)}
             day = parse_float(row.get("days_to_visit"))
-            if day is None and label:
-                day = float(label[1])
-            if subject is None or day is None or day < 0:
-                return None
-            return subject[0].upper(), f"d{int(day):04d}"
+            if day is None:
+                named = {int(m) for cell in labels for m in DAY_3.findall(cell)}
+                day = named.pop() if len(named) == 1 else None
+            if len(people) != 1 or day is None or not 0 <= day <= LAST_DAY:
+                return None  # nobody's row, or one that names two people
+            return people.pop(), f"d{int(day):04d}"
 
         return identify
 
@@ -339,8 +355,8 @@ class _Longitudinal3:
         self, table: Table, ids: tuple[str, ...], sex: tuple[str, ...], educ: tuple[str, ...], hand: tuple[str, ...]
     ) -> None:
         def identify(row: Row) -> tuple[str, str] | None:
-            match = re.search(r"OAS3\d{4}", row.get(*ids), re.IGNORECASE)
-            return (match[0].upper(), "") if match else None
+            people = {m.upper() for m in SUBJECT_3.findall(row.get(*ids))}
+            return (people.pop(), "") if len(people) == 1 else None
 
         def genotype(cell: str) -> tuple[str | None, QuarantineReason | None]:
             if is_blank(cell) or parse_float(cell) == 0:
@@ -357,14 +373,26 @@ class _Longitudinal3:
             "age_entry": (Quantity(0, 1000), ("AgeatEntry", "Age at Entry", "ageAtEntry")),
         }
         for (subject, _), values in self.book.collect(table, identify, fields).items():
-            person = self.people.setdefault(subject, {})
             for name, source in values.items():
-                person.setdefault(name, source)
+                self.set_person(subject, name, source)
             if "apoe_genotype" in values:
                 source = values["apoe_genotype"]
-                person.setdefault(
-                    "apoe4_count", Sourced(float(source.value.count("4")), source.file, source.row, "APOE")
-                )
+                count = Sourced(float(source.value.count("4")), source.file, source.row, "APOE")
+                self.set_person(subject, "apoe4_count", count)
+
+    def set_person(self, subject: str, name: str, source: Sourced) -> None:
+        """Set what belongs to the person; tables that contradict each other empty it."""
+        person = self.people.setdefault(subject, {})
+        if (subject, name) in self.disputed:
+            return
+        if name not in person or name == "age_entry":
+            person.setdefault(name, source)
+        elif person[name].value != source.value:
+            reason = QuarantineReason.SEX_CONFLICT if name == "sex" else QuarantineReason.DUPLICATE_KEY_CONFLICT
+            detail = f"differs from {PurePosixPath(person[name].file).name}; emptied"
+            self.book.emptied(reason, subject, "", source.rule, source.file, source.row, detail)
+            self.disputed.add((subject, name))
+            del person[name]
 
     def read_clinical(self, table: Table, ids: tuple[str, ...]) -> None:
         self.has_clinical = True
@@ -390,27 +418,36 @@ class _Longitudinal3:
             if "dx1" in values:
                 visit.notes["dx1"] = values["dx1"]
             if "age_entry" in values:
-                self.people.setdefault(key[0], {}).setdefault("age_entry", values["age_entry"])
+                self.set_person(key[0], "age_entry", values["age_entry"])
 
     def read_diagnoses(self, table: Table) -> None:
-        flag = Quantity(0, 1, missing=frozenset({8.0, 9.0, -4.0}))
-        mci = ("MCIAMEM", "MCIAPLUS", "MCINON1", "MCINON2")
-        fields: dict[str, Any] = {
-            name: (flag, (name,)) for name in ("NORMCOG", "DEMENTED", "IMPNOMCI", "PROBAD", "POSSAD", *mci)
-        }
+        """Read the UDS diagnosis form: exactly one kind of flag makes a class.
+
+        A form that cannot be understood (malformed flags and none that is set, flags of two classes, differing copies)
+        gives no diagnosis, and neither ``dx1`` nor the CDR stands in for it.
+        """
+        flag = Quantity(0, 1, 1, missing=frozenset({8.0, 9.0, -4.0}))
+        fields: dict[str, Any] = {name: (flag, (name,)) for name in (*D1_CLASSES, "PROBAD", "POSSAD")}
         for key, values in self.book.collect(table, self._identify(("OASISID",)), fields).items():
             on = [name for name in values if values[name].value == 1]
-            label = None
-            for name, meaning in (("NORMCOG", "NC"), *((m, "MCI") for m in mci), ("DEMENTED", "AD_DEM")):
-                if label is None and name in on:
-                    source = values[name]
-                    label = Sourced(meaning, source.file, source.row, f"{name} = 1")
-            if label is not None:
+            said = {D1_CLASSES[name]: values[name] for name in on if name in D1_CLASSES}
+            unclear = {column for file, column in self.book.refused.get(key, ()) if file == table.relative}
+            unclear = {column.upper() for column in unclear} | self.book.conflicting.get(key, set())
+            if len(said) > 1:
+                source = next(iter(said.values()))
+                self.book.emptied(
+                    QuarantineReason.DIAGNOSIS_CONFLICT, *key, source.rule, source.file, source.row,
+                    f"the diagnosis form says {' and '.join(sorted(said))}; it gives no diagnosis",
+                )  # fmt: skip
+                self.visit(key).notes["d1_unclear"] = True
+            elif said:
+                ((meaning, source),) = said.items()
                 visit = self.visit(key)
-                visit.notes["d1"] = label
-                if label.value == "AD_DEM":
-                    etiology = "AD" if {"PROBAD", "POSSAD"} & set(on) else "other"
-                    visit.notes["etiology"] = etiology
+                visit.notes["d1"] = Sourced(meaning, source.file, source.row, f"{source.rule} = 1")
+                if meaning == "AD_DEM":
+                    visit.notes["etiology"] = "AD" if {"PROBAD", "POSSAD"} & set(on) else "other"
+            elif unclear & set(D1_CLASSES):
+                self.visit(key).notes["d1_unclear"] = True
 
     def read_memory(self, table: Table) -> None:
         score = LOGICAL_MEMORY.with_missing(95, 96, 97, 98, 88, 99, -4)
@@ -421,22 +458,53 @@ class _Longitudinal3:
                 for name in fields:
                     visit.set(name, values.get(name))
 
-    def read_sessions(self, table: Table) -> None:
+    def _scan_of(self, row: Row) -> tuple[str, str] | None:
+        """Participant and day of the MR session that a row of a session table names."""
+        named = {(m[0].upper(), m[1].lower()) for m in SESSION_3.findall(row.get("MR ID", "label"))}
+        return named.pop() if len(named) == 1 else None
+
+    def read_scanners(self, table: Table) -> None:
+        """Read the scanner of each session; files of one session that differ empty the value."""
+        fields: dict[str, Any] = {
+            "field_strength_t": (_field_strength, ("MagneticFieldStrength",)),
+            "manufacturer": (_words, ("Manufacturer",)),
+            "scanner_model": (_words, ("ManufacturersModelName",)),
+        }
+        by_scan: dict[tuple[str, str], dict[str, dict[Any, Sourced]]] = {}
         for row in table.rows():
-            match = SESSION_3.search(row.get("MR ID", "label"))
-            if match is None:
+            key = self._scan_of(row)
+            if key is None:
+                self.book.row_without_id(row)
                 continue
-            age = parse_float(row.get("Age"))
-            if age is not None:
-                self.ages[(match[1].upper(), match[2].lower())] = Sourced(age, table.relative, row.line, "Age")
-            sex, _ = parse_sex(row.get("M/F"))
-            if sex is not None:
-                self.people.setdefault(match[1].upper(), {}).setdefault(
-                    "sex", Sourced(sex, table.relative, row.line, "M/F")
-                )
-            scanner = parse_float(re.sub(r"T\s*$", "", row.get("Scanner").split(" ")[-1]))
-            if scanner:
-                self.scanners.setdefault(f"{match[1].upper()}_MR_{match[2].lower()}", {"strength": str(scanner)})
+            for name, (parser, columns) in fields.items():
+                source = self.book.value(row, *key, parser, *columns)
+                if source is not None:
+                    by_scan.setdefault(key, {}).setdefault(name, {}).setdefault(source.value, source)
+        for key, names in by_scan.items():
+            for name, sources in names.items():
+                source = list(sources.values())[-1]
+                if len(sources) == 1:
+                    self.scanners.setdefault(key, {}).setdefault(name, source)
+                else:
+                    self.book.emptied(
+                        QuarantineReason.DUPLICATE_KEY_CONFLICT, *key, source.rule, source.file, source.row,
+                        "the files of one session differ; the value was emptied",
+                    )  # fmt: skip
+
+    def read_sessions(self, table: Table) -> None:
+        """Read the older export's list of MR sessions: age and scanner at the scan, and sex."""
+        fields: dict[str, Any] = {
+            "age": (Quantity(0, 1000), ("Age",)),
+            "sex": (parse_sex, ("M/F",)),
+            "field_strength_t": (_strength_in_name, ("Scanner",)),
+        }
+        for key, values in self.book.collect(table, self._scan_of, fields).items():
+            if "age" in values:
+                self.ages[key] = values["age"]
+            if "sex" in values:
+                self.set_person(key[0], "sex", values["sex"])
+            if "field_strength_t" in values:
+                self.scanners.setdefault(key, {}).setdefault("field_strength_t", values["field_strength_t"])
 
     def merge_forms(self) -> None:
         """Bring the diagnosis and cognition forms of one examination to its CDR visit: same person, nearest day.
@@ -448,16 +516,19 @@ class _Longitudinal3:
             by_subject.setdefault(visit.subject, []).append(visit)
         for visits in by_subject.values():
             rated = [v for v in visits if v.values.get("cdr_global") is not None or v.values.get("mmse") is not None]
+            near: list[tuple[int, int, Visit, Visit]] = []
             for visit in visits:
                 if visit in rated or not rated:
                     continue
-                match = match_visit(visit.day or 0, [v.day or 0 for v in rated], 92)
-                if match is None:
-                    continue
-                target = rated[match[0]]
-                for note in ("d1", "etiology"):
-                    if note in visit.notes:
-                        target.notes.setdefault(note, visit.notes[note])
+                match = match_visit(visit.day or 0, [v.day or 0 for v in rated], FORMS_DAYS)
+                if match is not None:
+                    near.append((abs(match[1]), visit.day or 0, visit, rated[match[0]]))
+            # The nearest form counts; another one that lies farther away adds nothing to a diagnosis.
+            for _, _, visit, target in sorted(near, key=lambda pair: pair[:2]):
+                if not {"d1", "d1_unclear"} & target.notes.keys():
+                    for note in ("d1", "d1_unclear", "etiology"):
+                        if note in visit.notes:
+                            target.notes[note] = visit.notes[note]
                 for name in ("lm_immediate", "lm_delayed"):
                     if visit.values.get(name) is not None and target.values.get(name) is None:
                         target.values[name] = visit.values[name]
@@ -466,6 +537,13 @@ class _Longitudinal3:
                 visit.notes["merged"] = True
         for visit in self.visits():
             label: Sourced | None = visit.notes.get("d1")
+            if "d1_unclear" in visit.notes:
+                # Another source would answer another question under the name of this one.
+                visit.values.pop("dx_native", None)
+                visit.provenance.pop("dx_native", None)
+                continue
+            if label is not None and label.value not in ("NC", "MCI", "AD_DEM"):
+                continue  # impaired, not MCI: none of the classes, whatever dx1 says; the CDR names the session
             if label is None and "dx1" in visit.notes:
                 source = visit.notes["dx1"]
                 meaning = DX1.get(source.value.strip().lower())
@@ -518,14 +596,9 @@ class _Longitudinal3:
             book.set_age(item, None, "", "", None, None)
         if visit.values.get("dx_native") is None:
             book.remark(item, QuarantineReason.NO_DIAGNOSIS, "neither CDR nor diagnosis at the matched visit")
-        scanner = self.scanners.get(f"{subject}_MR_{code}", {})
-        strength = parse_float(scanner.get("strength"))
-        item.values.update(
-            release="OASIS-3",
-            field_strength_t=tesla(strength) if strength else None,
-            manufacturer=scanner.get("manufacturer") or None,
-            scanner_model=scanner.get("model") or None,
-        )
+        for column, source in self.scanners.get((subject, code), {}).items():
+            book.set_person(item, column, source)
+        item.values["release"] = "OASIS-3"
         return True
 
 
@@ -571,7 +644,10 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
         When there is neither an image nor a table, images have no table of their study, or a table is refused.
     """
     book = Ingest("OASIS", root, params, workers)
-    images = [*pair_up(book.files), *_zipped_images(book)]
+    # Images inside archives are read where they are, as ``archive.zip!inner/path``.
+    packed, unread = nifti_files(root, [path for path in book.files if not is_nifti(path)])
+    remark_on(book, unread)
+    images = [*pair_up(book.files), *((image.source_path, image.files) for image in packed)]
     session_of = {path: _session_of(path) for path, _ in images}
     studies = {study for study, _, _ in session_of.values()}
     tables, broken = find_session_tables(book)
@@ -583,7 +659,8 @@ def ingest(root: Path, params: Params, workers: int) -> IngestResult:
     if not images and not used and not has_third:
         if broken:
             raise _need_table(book, 1, others, broken)
-        raise no_images(root, "OASIS", "session folders or files that begin with OAS1_, OAS2_ or OAS3, or their tables")
+        expected = "session folders or files that begin with OAS1_, OAS2_ or OAS3, or tables whose cells do"
+        raise no_images(root, "OASIS", expected)
     cross = _Sessions(book, 1, tables[1]) if tables[1] or 1 in studies else None
     repeated = _Sessions(book, 2, tables[2]) if tables[2] else None
     if cross is not None:
@@ -719,23 +796,6 @@ def _link_variants(group: list[FoundImage]) -> None:
 def _is_clinical_3(keys: set[str]) -> bool:
     """Whether a header is that of an OASIS-3 table with the CDR."""
     return {"oasisid", "cdrtot"} <= keys or "adrc_adrcclinicaldata_id" in keys or {"subject", "cdr", "sumbox"} <= keys
-
-
-def _zipped_images(book: Ingest) -> list[tuple[str, tuple[str, ...]]]:
-    """NIfTI files inside archives, as ``archive.zip!inner/path``; they are read without unpacking."""
-    found: list[tuple[str, tuple[str, ...]]] = []
-    for path in book.files:
-        if not path.lower().endswith(".zip") or not zipfile.is_zipfile(book.root / path):
-            continue
-        try:
-            with zipfile.ZipFile(book.root / path) as archive:
-                members = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-        except (zipfile.BadZipFile, OSError):
-            continue
-        for member in members:
-            if member.lower().endswith((".nii", ".nii.gz")) and not PurePosixPath(member).name.startswith("."):
-                found.append((f"{path}{ZIP_SEPARATOR}{member}", (member,)))
-    return found
 
 
 def _session_of(path: str) -> tuple[int, str, str]:

@@ -736,6 +736,15 @@ class _Check:
         study = self.candidate.study
         records = self.candidate.records()
         strangers = sum(int(key[0][-4:]) > LAST_SUBJECT[study] for key in records)
+        if len(records) >= ENOUGH_TO_REFUSE and strangers > len(records) / 2:
+            raise InputError(
+                f"a table is not the one that OASIS-{study} published",
+                where=self.candidate.table.relative,
+                found=f"{strangers} of {len(records)} sessions are of participants that OASIS-{study} does not have",
+                expected=f"participants up to OAS{study}_{LAST_SUBJECT[study]:04d}: most people were made up, and no "
+                "value of the others can be trusted either",
+                remedy=f"download {NAMES[study]} from oasis-brains.org",
+            )
         if strangers or len(records) > PUBLISHED_ROWS[study]:
             self.findings.append(
                 f"{max(strangers, len(records) - PUBLISHED_ROWS[study])} sessions are not among the published ones"

@@ -1,7 +1,8 @@
 """NIfTI images that still lie in archives: read where they are, or reported when that would take too long.
 
-Members of a zip and of an uncompressed tar can be read one by one. A compressed tar must be expanded from its start
-for every image, which is no way to read a cohort: such an archive is remarked on, and has to be unpacked.
+Members of a zip and of an uncompressed tar can be read one by one. Pairs of header and data files cannot, and a
+compressed tar must be expanded from its start for every image, which is no way to read a cohort: such archives are
+remarked on, and have to be unpacked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from medalign3d.cohorts.archives import Archive, ArchiveError
 from medalign3d.cohorts.base import Ingest, Level, QuarantineReason, Severity
 from medalign3d.cohorts.images import ZIP_SEPARATOR, ImageFile
+from medalign3d.printing import count
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 READ_IN_PLACE = (".zip", ".tar")
@@ -54,15 +56,20 @@ def nifti_files(root: Path, files: Iterable[str]) -> tuple[list[ImageFile], dict
         elif lower.endswith(READ_IN_PLACE):
             try:
                 with Archive(root / path) as archive:
-                    for member in archive.members:
-                        parts = PurePosixPath(member.name).parts
-                        if is_nifti(member.name) and not any(part.startswith((".", "__MACOSX")) for part in parts):
-                            images.append(ImageFile(f"{path}{ZIP_SEPARATOR}{member.name}", "nifti", (member.name,)))
-                    for refused in archive.refused:
-                        if is_nifti(refused.name):
-                            unread[f"{path}{ZIP_SEPARATOR}{refused.name}"] = refused.why
+                    members, refused = archive.members, archive.refused
             except ArchiveError as error:
                 unread[path] = error.what if error.found is None else f"{error.what}: {error.found}"
+                continue
+            names = [
+                member.name
+                for member in members
+                if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(member.name).parts)
+            ]
+            images += [ImageFile(f"{path}{ZIP_SEPARATOR}{name}", "nifti", (name,)) for name in names if is_nifti(name)]
+            unread |= {f"{path}{ZIP_SEPARATOR}{other.name}": other.why for other in refused if is_nifti(other.name)}
+            pairs = sum(name.lower().endswith(".hdr") for name in names)
+            if pairs:
+                unread[path] = f"the archive holds {count(pairs, 'image')} in pairs of files (.hdr and .img); unpack it"
     return images, unread
 
 

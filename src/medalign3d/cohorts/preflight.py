@@ -1,7 +1,7 @@
 """What lies in a cohort's folder, before anything is ingested: ``medalign3d doctor COHORT ROOT``.
 
-One walk over the folder, the first line of every table and a count of its lines; no voxel is read and no archive of
-images is opened, so that a download of 100,000 files takes seconds. What is wanted stands in
+One walk over the folder, the first line of every table and a count of its lines, the lists of members of archives; no
+voxel is read, so that a download of 100,000 files takes seconds. What is wanted stands in
 :mod:`medalign3d.cohorts.catalogue`.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medalign3d.cohorts.catalogue import CATALOGUE, GROUP_WORDS, PREFIXES, READ_IN_PLACE, TableSpec, known_by
+from medalign3d.cohorts.images import ZIP_SEPARATOR
 from medalign3d.cohorts.listing import LISTING_NAME
 from medalign3d.cohorts.tables import find_table, header_key, list_files, load_table, table_pattern
 from medalign3d.errors import InputError
@@ -36,6 +37,8 @@ SAMPLED_ROWS, SAMPLED_BYTES = 200, 1 << 16
 RENAMED = datetime.date(2024, 10, 15)
 """Since then the archive exports ADNI's tables under new names and columns."""
 MAXIMUM_NAMED = 5
+ARCHIVE_SECONDS = 5.0
+"""How long lists of members are read; archives that are left then are only counted."""
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Preflight:
     images: dict[str, int] = field(default_factory=dict)
     image_words: str = ""
     archives_read: int = 0
+    archives_unopened: int = 0
     archives_packed: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
     other_tables: list[str] = field(default_factory=list)
@@ -96,9 +100,10 @@ class Preflight:
 
     @property
     def complete(self) -> bool:
-        """Whether ingest can run and will find images."""
+        """Whether ingest can run; tables without images are enough for it."""
         good = all(table.status in ("found", "absent") for table in self.tables)
-        return good and not self.problem and bool(self.images or self.archives_read)
+        something = self.images or self.archives_unopened or any(table.files for table in self.tables)
+        return good and not self.problem and bool(something)
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -417,7 +422,7 @@ def _images(cohort: str, files: Sequence[str]) -> tuple[dict[str, int], str]:
         from medalign3d.cohorts import ixi, miriad
 
         for path in files:
-            name = PurePosixPath(path).name
+            name = PurePosixPath(path).name.rpartition(ZIP_SEPARATOR)[2]
             if not name.lower().endswith((".nii", ".nii.gz")):
                 continue
             if cohort == "MIRIAD":
@@ -429,6 +434,33 @@ def _images(cohort: str, files: Sequence[str]) -> tuple[dict[str, int], str]:
                 kind = (match["weighting"] or match["kind"] or "T1").upper() if match else "other names"
                 kinds[f"{kind} volumes" if match else "volumes of other names"] += 1
     return dict(sorted(kinds.items())), words
+
+
+def _members(cohort: str, root: Path, files: Sequence[str], answer: Preflight) -> list[str]:
+    """Images inside archives as ``archive.zip!inner/path``, as the readers find them, while time lasts.
+
+    Sessions of NACC are one archive each, and known by their names.
+    """
+    if cohort == "NACC":
+        return []
+    from medalign3d.cohorts.loni import list_with_archives
+    from medalign3d.cohorts.packed import nifti_files
+
+    started, found = time.perf_counter(), []
+    for path in files:
+        if not path.lower().endswith(READ_IN_PLACE[cohort]):
+            continue
+        if time.perf_counter() - started > ARCHIVE_SECONDS:
+            answer.archives_unopened += 1
+        elif cohort in ("ADNI", "AIBL"):
+            listing = list_with_archives(root, [path])
+            found += listing.files[1:]
+            answer.damaged |= dict(listing.damaged)
+        else:
+            images, unread = nifti_files(root, [path])
+            found += [image.source_path for image in images]
+            answer.damaged |= unread
+    return found
 
 
 def _archives(cohort: str, files: Iterable[str]) -> tuple[int, list[str]]:
@@ -473,11 +505,11 @@ def preflight(cohort: str, root: Path) -> Preflight:
     seen = {path: glance(root, path) for path in files if path.lower().endswith(READ_SUFFIXES)}
     for spec in CATALOGUE[cohort]:
         answer.tables.append(_report(cohort, root, list(seen), seen, spec))
-    answer.images, answer.image_words = _images(cohort, files)
+    answer.damaged = {path: table.problem for path, table in seen.items() if table.problem}
+    answer.images, answer.image_words = _images(cohort, [*files, *_members(cohort, root, files, answer)])
     studies = {kind[:7] for kind in answer.images if kind.startswith("OASIS-")}
     _settle_groups(answer.tables, lambda name: name[:7] in studies)
     used = {path for report in answer.tables for path in (*report.files, *report.not_taken)}
-    answer.damaged = {path: table.problem for path, table in seen.items() if table.problem}
     answer.other_tables = sorted(path for path, table in seen.items() if path not in used and not table.problem)
     answer.vintages = _vintages(cohort, root, files, answer.tables)
     answer.archives_read, answer.archives_packed = _archives(cohort, files)
@@ -524,8 +556,10 @@ def render(answer: Preflight) -> str:
             lines.append(f"  ok       {number:,} {kind}")
         if answer.image_words.strip():
             lines.append(f"           {answer.image_words.strip()}")
-    elif answer.archives_read:
-        lines.append("  ok       none unpacked; those in the archives are read by the ingest")
+    elif answer.archives_unopened:
+        lines.append("  ok       those in the archives are read by the ingest; there was no time to look into them")
+    elif any(table.files for table in answer.tables):
+        lines.append("  absent   no images: the tables alone are read, and give visits and no images")
     else:
         lines.append("  MISSING  no images in the custodian's layout")
     lines += _other_lines(answer)
@@ -566,7 +600,8 @@ def _table_lines(report: TableReport) -> list[str]:
 def _other_lines(answer: Preflight) -> list[str]:
     lines: list[str] = []
     if answer.archives_read:
-        words = f"{count(answer.archives_read, 'archive')} whose images are read without unpacking (not opened here)"
+        left = f" ({answer.archives_unopened:,} of them not opened here)" if answer.archives_unopened else ""
+        words = f"{count(answer.archives_read, 'archive')} whose images are read without unpacking{left}"
         lines.append(f"  note     {words}")
     if answer.archives_packed:
         names = ", ".join(answer.archives_packed[:3]) + (" ..." if len(answer.archives_packed) > 3 else "")
