@@ -293,10 +293,12 @@ def test_a_table_of_mostly_invented_people_is_refused(tmp_path: Path) -> None:
         {**row, "Subject ID": f"OAS2_{number:04d}", "MRI ID": f"OAS2_{number:04d}_MR1"}
         for number, row in enumerate(rows[:90], start=900)
     ]
-    write(tmp_path / "few.csv", LONG, rows[:60] + strangers[:20])
+    write(tmp_path / "few.csv", rows[:60] + strangers[:20], LONG)
     assert len(run("OASIS", tmp_path).visits) == 80
-    write(tmp_path / "few.csv", LONG, rows[:60] + strangers)
-    with pytest.raises(InputError, match="90 of 150 sessions are of participants that OASIS-2 does not have"):
+    write(tmp_path / "few.csv", rows[:60] + strangers, LONG)
+    with pytest.raises(
+        InputError, match=f"{len(strangers)} of {60 + len(strangers)} sessions are of participants that OASIS-2"
+    ):
         run("OASIS", tmp_path)
 
 

@@ -237,7 +237,7 @@ def test_damaged_tables_archives_and_files_of_other_cohorts(tmp_path: Path) -> N
     assert tables["mmse"].status == tables["cdr"].status == "problem"
     assert "empty" in tables["mmse"].detail
     assert "web page" in tables["cdr"].detail
-    assert set(answer.damaged) == {"aibl_mmse_28-Apr-2015.csv", "aibl_cdr_28-Apr-2015.csv"}
+    assert set(answer.damaged) == {"aibl_mmse_28-Apr-2015.csv", "aibl_cdr_28-Apr-2015.csv", "part1.zip"}
     assert answer.archives_packed == ["images.tar.gz"]
     assert answer.archives_read == 1
     assert answer.foreign == {"OASIS": ["OAS1_0001_MR1_mpr-1_anon.nii"]}

@@ -310,7 +310,7 @@ CATALOGUE: dict[str, tuple[TableSpec, ...]] = {
         ),
         TableSpec(
             "OASIS-3 scanners", "scanner of each session",
-            _columns("label! MagneticFieldStrength Manufacturer ManufacturersModelName"),
+            _columns("MR~ID|label! MagneticFieldStrength Manufacturer ManufacturersModelName"),
             "field strength and scanner of OASIS-3 stay empty", headers=(_header("label magneticfieldstrength"),),
             several=True,
         ),
