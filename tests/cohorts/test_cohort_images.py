@@ -109,10 +109,10 @@ CASES: list[tuple[str, Callable[[Path], object], Reason]] = [
     ("thick slices", lambda p: save(p, voxels(1, (64, 64, 30)), (1, 1, 5)), Reason.IMAGE_TOO_THICK),
     ("few slices", lambda p: save(p, voxels(1, (64, 64, 59))), Reason.IMAGE_TOO_THICK),
     ("all equal", lambda p: save(p, np.zeros(SHAPE, np.int16)), Reason.IMAGE_EMPTY),
-    ("not finite", _not_finite, Reason.IMAGE_UNREADABLE),
+    ("not finite", _not_finite, Reason.IMAGE_EMPTY),
     ("singular affine", _singular, Reason.IMAGE_BAD_AFFINE),
     ("identity affine", _identity_with_large_voxels, Reason.IMAGE_BAD_AFFINE),
-    ("tiny voxels", lambda p: save(p, voxels(1), (0.2, 0.2, 0.2)), Reason.IMAGE_BAD_AFFINE),
+    ("tiny voxels", lambda p: save(p, voxels(1), (0.2, 0.2, 0.2)), Reason.IMAGE_TOO_THICK),
 ]
 
 
@@ -291,7 +291,7 @@ def _infinite(path: Path) -> None:
         (_metres, Reason.IMAGE_BAD_AFFINE),
         (_flipped_identity, Reason.IMAGE_BAD_AFFINE),
         (_colours, Reason.IMAGE_NOT_3D),
-        (_infinite, Reason.IMAGE_UNREADABLE),
+        (_infinite, Reason.IMAGE_EMPTY),
         (lambda p: p.write_bytes(image_bytes(1) + bytes(20 << 20)), Reason.IMAGE_UNREADABLE),
     ],
     ids=["metres", "flipped identity", "colours", "infinite", "goes on behind its voxels"],

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from volume_heads import real
 
+from medalign3d.cohorts.stored import describe
 from medalign3d.errors import VolumeError
 from medalign3d.volumes import read
 from medalign3d.volumes.read import read_volume
@@ -209,10 +210,13 @@ def test_zip_link_is_not_made(tmp_path: Path) -> None:
     assert reason_of(tmp_path, "s.zip!link.nii") == "IMAGE_WITHOUT_FILE"
 
 
-def test_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "MAXIMUM_MEMBER_BYTES", 1 << 20)
-    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as bundle:
-        bundle.writestr("a.nii", b"\0" * (8 << 20))
+def test_zip_bomb(tmp_path: Path) -> None:
+    """A good image with gigabytes of nothing behind its voxels: refused long before all of it is expanded."""
+    nibabel.save(nibabel.Nifti1Image(head(), np.eye(4)), tmp_path / "a.nii")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as bundle, bundle.open("a.nii", "w") as sink:
+        sink.write((tmp_path / "a.nii").read_bytes())
+        for _ in range(64):
+            sink.write(bytes(1 << 20))
     assert reason_of(tmp_path, "s.zip!a.nii") == "IMAGE_UNREADABLE"
 
 
@@ -237,15 +241,18 @@ def test_real_dicom_zip() -> None:
 
 
 def test_slices_of_another_image_in_the_folder_are_left_out(tmp_path: Path) -> None:
+    """Downloads sometimes mix two images in a folder; their names, or the slice that is given, tell them apart."""
     folder = tmp_path / "I77"
     folder.mkdir()
-    for number in (77, 88):
-        (folder / f"ADNI_MR_br_raw_1_S1_I{number}.dcm").write_bytes(b"slice")
+    own, other = (folder / f"ADNI_MR_br_raw_1_S1_I{number}.dcm" for number in (77, 88))
+    for path in (own, other):
+        path.write_bytes(b"slice")
+    assert describe(tmp_path, "I77").files == (f"I77/{own.name}",)
+    assert describe(tmp_path, f"I77/{other.name}").files == (f"I77/{other.name}",)
+    assert describe(tmp_path, f"I77/{other.name}", "dicom").files == (f"I77/{other.name}",)
     with contextlib.ExitStack() as stack:
-        chosen = read._one_image(folder, stack)
-        assert [p.resolve().name for p in chosen.iterdir()] == ["ADNI_MR_br_raw_1_S1_I77.dcm"]
-        by_slice = read._one_image(folder / "ADNI_MR_br_raw_1_S1_I88.dcm", stack)
-        assert [p.resolve().name for p in by_slice.iterdir()] == ["ADNI_MR_br_raw_1_S1_I88.dcm"]
-    (folder / "ADNI_MR_br_raw_1_S1_I88.dcm").unlink()
+        assert [p.resolve().name for p in read._one_image(folder, stack).iterdir()] == [own.name]
+    other.unlink()
+    assert describe(tmp_path, "I77").files == (f"I77/{own.name}",)
     with contextlib.ExitStack() as stack:
         assert read._one_image(folder, stack) == folder

@@ -1,14 +1,15 @@
-"""Read images as the custodians ship them: NIfTI, NIfTI pairs, Analyze 7.5, DICOM series, any of these in a zip.
+"""Read images as the custodians ship them: NIfTI, NIfTI pairs, Analyze 7.5, DICOM series, any of these in an archive.
 
 Only voxels and geometry leave this module. Header text (names, dates, descriptions) is never carried over.
 
-Refused, each with a quarantine reason: unreadable or truncated files, images that are not three-dimensional, too few or
-too thick slices, non-finite or constant voxels, and affines that are singular or absent.
+Files are read and judged by :mod:`medalign3d.cohorts.stored`, as ingest does. The DICOM converter is only used where a
+NIfTI file with the converter's facts is asked for (:func:`nifti_on_disk`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
@@ -16,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,20 +32,9 @@ from medalign3d.volumes.grids import Array, Matrix, voxel_sizes
 SourceFormat = Literal["nifti", "nifti_pair", "analyze", "dicom"]
 SOURCE_FORMATS: tuple[str, ...] = get_args(SourceFormat)
 
-MINIMUM_VOXELS = 60
-MINIMUM_ZOOM_MM, MAXIMUM_ZOOM_MM = 0.4, 2.0
-ZOOM_TOLERANCE_MM = 0.01
-
 MAXIMUM_VOXELS = 400_000_000
-MAXIMUM_MEMBER_BYTES = 4 << 30
-MAXIMUM_ARCHIVE_BYTES = 16 << 30
-MAXIMUM_ARCHIVE_FILES = 100_000
-MAXIMUM_EXPANSION = 1000
-"""A zip member that expands more than this is a bomb (real images reach about 100 where the background is empty)."""
-
 DICOM_TIME_LIMIT_SECONDS = 300.0
 
-_SAGITTAL_OASIS = re.compile(r"(?:sbj_111|mpr-\d+_anon)\b", re.IGNORECASE)
 _NOT_A_HEAD_SCAN = re.compile(
     r"local[iy][sz]er|scout|survey|3.?plane|loc\b|_ROI|phase|bold|fmri|dti|dwi|flair|t2|pd\b|swi|asl|calibration",
     re.IGNORECASE,
@@ -69,6 +58,8 @@ class Volume:
         One of :data:`SOURCE_FORMATS`.
     stored_dtype
         The file's own number type.
+    remarks
+        What is odd about the image without ruling it out, in words that name nobody.
     """
 
     data: Array
@@ -76,6 +67,7 @@ class Volume:
     affine_source: Literal["header", "assumed"]
     source_format: str
     stored_dtype: str
+    remarks: tuple[str, ...] = ()
 
     @property
     def zooms(self) -> tuple[float, float, float]:
@@ -98,7 +90,12 @@ class Volume:
 
 
 def read_volume(
-    root: str | os.PathLike[str], source_path: str, source_format: str | None = None, *, strict: bool = True
+    root: str | os.PathLike[str],
+    source_path: str,
+    source_format: str | None = None,
+    *,
+    strict: bool = True,
+    orientation_rule: str | None = None,
 ) -> Volume:
     """Read one image.
 
@@ -107,54 +104,35 @@ def read_volume(
     root
         The cohort's folder; ``source_path`` is relative to it and must stay inside.
     source_path
-        A file, a DICOM folder, or ``archive.zip!inner/path`` (a file or folder inside a zip; ``archive.zip`` alone
-        reads the whole archive).
+        A file, a DICOM folder or one slice of a series, or ``archive.zip!inner/path`` (a file or folder inside an
+        archive; ``archive.zip`` alone reads the one image of the archive).
     source_format
-        One of :data:`SOURCE_FORMATS`; found from the name when omitted.
+        One of :data:`SOURCE_FORMATS`; found from the names when omitted.
     strict
-        Also apply the acceptance rules on voxel counts and sizes (see :func:`check`).
+        Also apply the acceptance rules (see :mod:`medalign3d.cohorts.stored`); without them only damage is refused.
+    orientation_rule
+        ``sagittal`` or ``talairach`` for an Analyze image of OASIS-1; found from the name when omitted.
 
     Raises
     ------
     VolumeError
         With a quarantine reason.
     """
-    with locate(root, source_path) as path:
-        volume = read_path(path, source_format)
-    if strict:
-        check(volume)
-    return volume
+    from medalign3d.cohorts.stored import describe, read_stored
 
-
-def read_path(path: str | os.PathLike[str], source_format: str | None = None) -> Volume:
-    """Read an image file, DICOM file or folder that stands on disk; see :func:`read_volume`."""
-    place = Path(path)
-    if not place.exists():
-        raise VolumeError("IMAGE_WITHOUT_FILE", "the image file is missing", where=place.name)
-    kind = source_format or guess_format(place)
-    if kind not in SOURCE_FORMATS:
-        raise VolumeError(
-            "IMAGE_UNREADABLE", "unknown image format", where=place.name, found=kind, expected=", ".join(SOURCE_FORMATS)
-        )
-    if kind == "dicom":
-        return _read_dicom(place)
-    if place.is_dir():
-        place = _only_image(place)
-    return _read_nibabel(place)
-
-
-def guess_format(path: Path) -> str:
-    """The format of a file or folder by its name (content decides between Analyze and NIfTI pairs later)."""
-    name = path.name.lower()
-    if path.is_dir():
-        inside = [p.name.lower() for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        images = [n for n in inside if n.endswith((".nii", ".nii.gz", ".hdr", ".img"))]
-        return guess_format(Path(images[0])) if images and not any(n.endswith(".dcm") for n in inside) else "dicom"
-    if name.endswith((".nii", ".nii.gz")):
-        return "nifti"
-    if name.endswith((".hdr", ".img", ".hdr.gz", ".img.gz")):
-        return "nifti_pair" if ".nifti." in name else "analyze"
-    return "dicom"
+    base = Path(root)
+    image = describe(base, source_path, source_format)
+    if orientation_rule is not None:
+        image = dataclasses.replace(image, orientation_rule=orientation_rule)
+    stored = read_stored(base, image, accept=strict)
+    return Volume(
+        stored.values(),
+        stored.affine,
+        stored.affine_source,
+        stored.source_format,
+        stored.voxels.dtype.name,
+        stored.remarks,
+    )
 
 
 def _only_image(folder: Path) -> Path:
@@ -334,62 +312,17 @@ def _refuse_short_file(image: Any, path: Path) -> None:
 def _assumed_affine(shape: tuple[int, ...], zooms: tuple[float, ...], path: Path) -> Matrix:
     """The affine of an image whose header does not say how the head lies.
 
-    OASIS-1 native images are sagittal: rows [0 0 -1 80], [1 0 0 -128], [0 1 0 -128] at 256 x 256 x 160 voxels of 1 mm
-    (Open Access Series of Imaging Studies, cross-sectional release; the same rows as the BIDS converter of Clinica).
-    Other grids of that form keep the axes and the centre. Anything else is taken as radiological axial slices
-    (Analyze 7.5).
+    Native files of OASIS-1 are told by their names; anything else is taken as radiological axial slices (Analyze 7.5).
     """
+    from medalign3d.cohorts.stored import orientation_rule, sagittal_affine, talairach_affine
+
     sizes = [abs(float(z)) if np.isfinite(z) and z != 0 else float("nan") for z in zooms]
-    x, y, z = sizes
-    if _SAGITTAL_OASIS.search(path.name):
-        return np.array(
-            [
-                [0.0, 0.0, -z, z * shape[2] / 2],
-                [x, 0.0, 0.0, -x * shape[0] / 2],
-                [0.0, y, 0.0, -y * shape[1] / 2],
-                [0.0, 0.0, 0.0, 1.0],
-            ]
-        )
-    half = [size * (n - 1) / 2 for size, n in zip(sizes, shape, strict=True)]
-    return np.array([[-x, 0, 0, half[0]], [0, y, 0, -half[1]], [0, 0, z, -half[2]], [0, 0, 0, 1.0]])
+    rule = sagittal_affine if orientation_rule(path.name) == "sagittal" else talairach_affine
+    return rule(shape, sizes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # acceptance
-
-
-def check_geometry(shape: tuple[int, ...], affine: Matrix) -> None:
-    """Refuse grids that cannot be a head scan; reads no voxels.
-
-    Raises
-    ------
-    VolumeError
-        ``IMAGE_BAD_AFFINE`` (singular, non-finite), ``IMAGE_TOO_THICK`` (an axis under 60 voxels, or a voxel size
-        outside 0.4-2.0 mm).
-    """
-    affine = np.asarray(affine, dtype=float)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        raise VolumeError("IMAGE_BAD_AFFINE", "the affine is not a finite 4x4 matrix")
-    sizes = voxel_sizes(affine)
-    volume = abs(float(np.linalg.det(affine[:3, :3])))
-    if not (sizes > 0).all() or volume < 0.2 * float(np.prod(sizes)) or np.abs(affine[:3, 3]).max() > 1e5:
-        raise VolumeError(
-            "IMAGE_BAD_AFFINE", "the affine is singular or out of proportion", found=f"determinant {volume:.3g}"
-        )
-    if min(shape) < MINIMUM_VOXELS:
-        raise VolumeError(
-            "IMAGE_TOO_THICK",
-            "an axis has too few voxels",
-            found=f"shape {tuple(shape)}",
-            expected=f"at least {MINIMUM_VOXELS} voxels along each axis",
-        )
-    if sizes.min() < MINIMUM_ZOOM_MM - ZOOM_TOLERANCE_MM or sizes.max() > MAXIMUM_ZOOM_MM + ZOOM_TOLERANCE_MM:
-        raise VolumeError(
-            "IMAGE_TOO_THICK",
-            "a voxel size is out of range",
-            found=" x ".join(f"{s:.3g}" for s in sizes) + " mm",
-            expected=f"{MINIMUM_ZOOM_MM}-{MAXIMUM_ZOOM_MM} mm",
-        )
 
 
 def check(volume: Volume) -> None:
@@ -398,8 +331,10 @@ def check(volume: Volume) -> None:
     Raises
     ------
     VolumeError
-        As :func:`check_geometry`, or ``IMAGE_EMPTY`` (non-finite or constant voxels).
+        As :func:`medalign3d.cohorts.stored.check_geometry`, or ``IMAGE_EMPTY`` (non-finite or constant voxels).
     """
+    from medalign3d.cohorts.stored import check_geometry
+
     check_geometry(volume.data.shape, volume.affine)
     low, high = float(volume.data.min()), float(volume.data.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -435,83 +370,52 @@ def locate(root: str | os.PathLike[str], source_path: str) -> Iterator[Path]:
         yield extract_member(path, inner, Path(folder))
 
 
-def _safe_name(name: str) -> PurePosixPath | None:
-    """A member's relative path, or None where it would leave the folder it is unpacked into."""
-    clean = PurePosixPath(name.replace("\\", "/"))
-    if clean.is_absolute() or not clean.parts or any(p == ".." or ":" in p or "\0" in p for p in clean.parts):
-        return None
-    return clean
-
-
 def extract_member(archive: Path, inner: str, folder: Path) -> Path:
-    """Unpack the file or folder ``inner`` of a zip into ``folder`` (all of it when ``inner`` is empty).
+    """Unpack the file or folder ``inner`` of an archive into ``folder`` (all of it when ``inner`` is empty).
 
-    Nothing is written outside ``folder``, links are not made, sizes are bounded while unpacking (declared sizes lie).
-    For one half of a .hdr/.img pair the other half comes along.
+    Nothing is written outside ``folder``, links are not made, sizes are bounded
+    (:mod:`medalign3d.cohorts.archives`). For one half of a .hdr/.img pair the other half comes along.
 
     Returns
     -------
     Path
         Where the file or folder now stands.
     """
-    wanted = PurePosixPath(inner.strip("/")) if inner.strip("/") else None
-    if wanted is not None and _safe_name(str(wanted)) is None:
+    from medalign3d.cohorts.archives import Archive, ArchiveError, safe_name
+
+    wanted = inner.strip("/")
+    if wanted and safe_name(wanted) != wanted:
         raise VolumeError("IMAGE_UNREADABLE", "an archive member leaves its folder")
     try:
-        with zipfile.ZipFile(archive) as bundle:
-            members = [m for m in bundle.infolist() if not m.is_dir()]
-            if len(members) > MAXIMUM_ARCHIVE_FILES:
-                raise VolumeError("IMAGE_UNREADABLE", "the archive has too many files", found=len(members))
-            chosen = []
+        with Archive(archive) as bundle:
             pair = _pair_stem(wanted)
-            for member in members:
-                name = _safe_name(member.filename)
-                if name is None:
-                    if wanted is None or member.filename.replace("\\", "/").endswith(str(wanted)):
-                        raise VolumeError("IMAGE_UNREADABLE", "an archive member leaves its folder")
-                    continue
-                if any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
-                    continue
-                if (member.external_attr >> 16) & 0o170000 == 0o120000:  # a symbolic link
-                    continue
-                same_pair = pair is not None and name.parent == wanted.parent and _pair_stem(name) == pair  # type: ignore[union-attr]
-                if wanted is None or name == wanted or wanted in name.parents or same_pair:
-                    chosen.append((member, name))
+            chosen = [
+                member.name
+                for member in bundle.members
+                if not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(member.name).parts)
+                and (
+                    not wanted
+                    or member.name == wanted
+                    or member.name.startswith(wanted + "/")
+                    or (pair is not None and _pair_stem(member.name) == pair)
+                )
+            ]
             if not chosen:
                 raise VolumeError("IMAGE_WITHOUT_FILE", "the archive has no such member")
-            total = 0
-            for member, name in chosen:
-                target = folder.joinpath(*name.parts)
+            for name in chosen:
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                total += _unpack(bundle, member, target, total)
-    except VolumeError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+                with target.open("xb") as sink:
+                    for chunk in bundle.chunks(name):
+                        sink.write(chunk)
+    except (ArchiveError, OSError) as error:
         raise VolumeError("IMAGE_UNREADABLE", "the archive is damaged or locked", found=type(error).__name__) from error
-    return folder if wanted is None else folder.joinpath(*wanted.parts)
+    return folder / wanted if wanted else folder
 
 
-def _pair_stem(name: PurePosixPath | None) -> str | None:
-    if name is None:
-        return None
-    lower = name.name.lower().removesuffix(".gz")
-    return lower[:-4] if lower.endswith((".hdr", ".img")) else None
-
-
-def _unpack(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, before: int) -> int:
-    """Unpack one member, counting real bytes; returns how many."""
-    limit = min(MAXIMUM_MEMBER_BYTES, MAXIMUM_ARCHIVE_BYTES - before)
-    limit = min(limit, max(1 << 20, MAXIMUM_EXPANSION * max(1, member.compress_size)))
-    written = 0
-    with bundle.open(member) as source, target.open("wb") as sink:
-        while chunk := source.read(1 << 20):
-            written += len(chunk)
-            if written > limit:
-                raise VolumeError(
-                    "IMAGE_UNREADABLE", "an archive member expands beyond all bounds", expected=f"{limit} bytes"
-                )
-            sink.write(chunk)
-    return written
+def _pair_stem(name: str) -> str | None:
+    stem = re.sub(r"(?i)\.(?:hdr|img)(?:\.gz)?$", "", name)
+    return stem.lower() if stem != name else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -549,13 +453,6 @@ class _Candidate:
     head_scan: bool
     refusal: VolumeError | None
     facts: dict[str, Any]
-
-
-def _read_dicom(path: Path) -> Volume:
-    """Convert a DICOM file or folder (any nesting) and take its T1-like 3-D series of most slices."""
-    with _convert_dicom(path) as candidate:
-        assert candidate.volume is not None
-        return candidate.volume
 
 
 @contextlib.contextmanager
@@ -665,8 +562,7 @@ def _candidate(image: Path) -> _Candidate:
         volume = _read_nibabel(image)
         volume = Volume(volume.data, volume.affine, volume.affine_source, "dicom", volume.stored_dtype)
         slices = min(volume.data.shape)
-        if slices < MINIMUM_VOXELS:
-            check_geometry(volume.data.shape, volume.affine)
+        check(volume)
         return _Candidate(image, volume, slices, not named_other and not derived, None, facts)
     except VolumeError as error:
         return _Candidate(image, None, 0, False, error, facts)
