@@ -66,7 +66,9 @@ def write_series(
         dataset.Rows, dataset.Columns = data.shape[1], data.shape[0]
         dataset.PixelSpacing = [float(sizes[1]), float(sizes[0])]
         dataset.SliceThickness = 9.0  # not the distance of slices, which is told by their positions
-        dataset.ImageOrientationPatient = [float(v) for v in (*(patient[:3, 0] / sizes[0]), *(patient[:3, 1] / sizes[1]))]
+        dataset.ImageOrientationPatient = [
+            float(v) for v in (*(patient[:3, 0] / sizes[0]), *(patient[:3, 1] / sizes[1]))
+        ]
         dataset.ImagePositionPatient = [float(v) for v in patient[:3, 3] + number * patient[:3, 2]]
         dataset.SamplesPerPixel, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 1, 16, 16, 15
         dataset.PixelRepresentation = 1 if data.dtype.kind == "i" else 0

@@ -52,6 +52,13 @@ MAXIMUM_STRETCH = 1.8
 MINIMUM_COVERAGE = 0.9
 BRAIN_ML_LIMITS = (500.0, 2600.0)
 
+SURELY_ALIGNED = 0.45
+"""From this local correlation on, a stripped brain lies where the template does; below, a registration must agree."""
+ALIGNED_MM = 7.0
+"""Mean shift that a registration may find in an image that counts as already aligned."""
+MAXIMUM_BLANK = 0.15
+"""Share of the template's brain that may be blank in the image (none is in whole heads; ventricles are 2-9 %)."""
+
 BACKGROUND_FRACTION = 0.02
 """Below this share of the 99th percentile a voxel counts as blank."""
 
@@ -187,7 +194,21 @@ def _attempt(
         # Stripped before it came here: nothing beyond its own edge is brain.
         found_mask &= ndimage.binary_fill_holes(~blank)
     found = quality.measure(head, template, registration.transform, tissue, found_mask, coverage)
-    return _Attempt(registration, head, tissue, found_mask, found, _judge(found, params))
+    problem = _judge(found, params)
+    empty = float(blank[template.distance < -4.0].mean())
+    if not problem and empty > MAXIMUM_BLANK:
+        problem = f"{empty:.0%} of the brain is blank"
+    return _Attempt(registration, head, tissue, found_mask, found, problem)
+
+
+def _register(data: Array, affine: Matrix, params: Normalize) -> register.Registration:
+    return register.register(
+        data,
+        affine,
+        coarse_mm=params.registration.coarse_mm,
+        fine_mm=params.registration.fine_mm,
+        maximum_iterations=params.registration.maximum_iterations,
+    )
 
 
 def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
@@ -222,6 +243,10 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
     if already:
         as_is = resample(small, small_affine, template.grid)
         already, solid = is_already_normalized(as_is, template)
+    first: register.Registration | None = None
+    if already and quality.local_correlation(as_is, template) < SURELY_ALIGNED:
+        first = _register(data, affine, params)
+        already = register.displacement_mm(first.transform, np.eye(4)) < ALIGNED_MM
     if already:
         tissue = bias.fit(as_is, template, correct=False)
         if tissue is not None:
@@ -240,13 +265,8 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
                 in_mni = volumetry.measure(data, affine, same, tissue, as_is, solid, template, head_size_known=False)
                 return _result(array, target, "", "already-normalized", same, found, started, shown, in_mni)
 
-    first = register.register(
-        data,
-        affine,
-        coarse_mm=params.registration.coarse_mm,
-        fine_mm=params.registration.fine_mm,
-        maximum_iterations=params.registration.maximum_iterations,
-    )
+    if first is None:
+        first = _register(data, affine, params)
     attempt = _attempt(data, affine, first, template, params)
     if attempt.problem and params.fallback == "greedy":
         second = fallback.register_greedy(data, affine, first.transform)
@@ -368,7 +388,8 @@ def _normalize_one(task: _Task) -> dict[str, Any]:
         row |= {"verdict": "quarantined", "reason": error.reason, "detail": f"{error.what}{found}"}
         row["seconds"] = time.perf_counter() - started
         return row
-    row |= {"verdict": result.verdict, "reason": result.reason, "detail": result.detail, "method": result.method}
+    row |= {"verdict": result.verdict, "reason": result.reason, "method": result.method}
+    row["detail"] = "; ".join(filter(None, (result.detail, *volume.remarks)))
     row |= {name: result.metrics.get(name, float("nan")) for name in (*METRIC_COLUMNS, *VOLUME_COLUMNS)}
     if result.preview is not None:
         quality_page.write_picture(task.out_dir, task.image_id, result.preview)
@@ -626,7 +647,7 @@ def _normalize_input(task: tuple[str, str, str, dict[str, Any]]) -> dict[str, An
     row: dict[str, Any] = {
         "verdict": result.verdict,
         "reason": result.reason,
-        "detail": result.detail,
+        "detail": "; ".join(filter(None, (result.detail, *volume.remarks))),
         "method": result.method,
         "source_sha256": volume.data_sha256(),
         **{column: result.metrics.get(column, float("nan")) for column in (*METRIC_COLUMNS, *VOLUME_COLUMNS)},

@@ -33,6 +33,9 @@ SourceFormat = Literal["nifti", "nifti_pair", "analyze", "dicom"]
 SOURCE_FORMATS: tuple[str, ...] = get_args(SourceFormat)
 
 MAXIMUM_VOXELS = 400_000_000
+MINIMUM_GREY_VALUES = 12
+"""Fewer different values are a mask or a segmentation, no scan."""
+
 DICOM_TIME_LIMIT_SECONDS = 300.0
 
 _NOT_A_HEAD_SCAN = re.compile(
@@ -331,7 +334,8 @@ def check(volume: Volume) -> None:
     Raises
     ------
     VolumeError
-        As :func:`medalign3d.cohorts.stored.check_geometry`, or ``IMAGE_EMPTY`` (non-finite or constant voxels).
+        As :func:`medalign3d.cohorts.stored.check_geometry`, ``IMAGE_EMPTY`` (non-finite or constant
+        voxels), or ``NOT_T1`` (a mask or a segmentation).
     """
     from medalign3d.cohorts.stored import check_geometry
 
@@ -341,6 +345,9 @@ def check(volume: Volume) -> None:
         raise VolumeError("IMAGE_EMPTY", "voxels are not finite numbers")
     if not high > low:
         raise VolumeError("IMAGE_EMPTY", "all voxels have one value", found=f"{low:g}")
+    values = np.unique(volume.data[::5, ::5, ::5])
+    if len(values) < MINIMUM_GREY_VALUES and not set(np.unique(volume.data)).difference(values):
+        raise VolumeError("NOT_T1", "voxels have so few values that they must be labels", found=f"{len(values)} values")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
