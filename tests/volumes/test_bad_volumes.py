@@ -310,7 +310,7 @@ def head_kinds() -> list[Kind]:
     def ellipsoid() -> Data:
         axes = [np.linspace(-1.3, 1.3, n) for n in data().shape]
         radius = np.sqrt(sum(a**2 for a in np.meshgrid(*axes, indexing="ij")))
-        return (900 * (radius < 1) * (1.2 - radius) + rng.normal(30, 8, radius.shape)).astype(np.int16)
+        return (900 * (radius < 1) + rng.normal(30, 8, radius.shape)).astype(np.int16)
 
     def two_small_heads() -> Data:
         small = ndimage.zoom(head().volume.data, 0.5, order=1)

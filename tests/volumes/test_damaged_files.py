@@ -1,4 +1,4 @@
-"""Damage: no truncation and no flipped bit of a compressed image is taken for another image; nothing hangs or swells."""
+"""Damage: no cut and no flipped bit of a compressed image is taken for another image; nothing hangs or swells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from medalign3d.errors import VolumeError
 from medalign3d.volumes.read import Volume, read_volume
 
 SHAPE = (60, 64, 60)
-TIMES = 1000
+MANY = [120, pytest.param(1000, marks=pytest.mark.slow)]
 AFFINE = np.diag([1.2, 1.1, 1.3, 1.0])
 
 
@@ -41,7 +41,8 @@ def read(path: Path) -> Volume | None:
     try:
         return read_volume(path.parent, path.name)
     except VolumeError as error:
-        assert error.reason in set(QuarantineReason)  # noqa: PT017
+        if error.reason not in set(QuarantineReason):
+            raise
         return None
 
 
@@ -57,23 +58,23 @@ def test_the_undamaged_image_is_accepted(tmp_path: Path) -> None:
     assert harmless(volume)
 
 
-def test_a_thousand_truncations(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", MANY)
+def test_truncations(tmp_path: Path, times: int) -> None:
     path = tmp_path / "a.nii.gz"
-    ends = {int(end) for end in np.linspace(0, len(PACKED) - 1, TIMES - 60)}
-    ends |= set(range(len(PACKED) - 60, len(PACKED)))  # in the checksum and just before it
+    ends = {int(end) for end in np.linspace(0, len(PACKED) - 1, times - 20)}
+    ends |= set(range(len(PACKED) - 20, len(PACKED)))  # in the checksum and just before it
     for end in sorted(ends):
         path.write_bytes(PACKED[:end])
         assert read(path) is None, end
 
 
-def test_a_thousand_flipped_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", MANY)
+def test_flipped_bits(tmp_path: Path, times: int) -> None:
     path = tmp_path / "a.nii.gz"
     rng = np.random.default_rng(1)
-    places = [
-        *range(80),
-        *rng.integers(80, 8 * len(PACKED) - 64, TIMES - 144),
-        *range(8 * len(PACKED) - 64, 8 * len(PACKED)),
-    ]
+    bits = 8 * len(PACKED)
+    # Anywhere, and where the format's own fields are: its header, and checksum and length at its end.
+    places = [*rng.integers(0, bits, times - 40), *rng.integers(0, 80, 20), *rng.integers(bits - 64, bits, 20)]
     for place in places:
         content = bytearray(PACKED)
         content[place // 8] ^= 1 << (place % 8)
@@ -109,7 +110,7 @@ def test_uncompressed_images_are_caught_by_their_length_only(tmp_path: Path) -> 
         path.write_bytes(WHOLE[:end])
         assert read(path) is None
     rng = np.random.default_rng(2)
-    for place in rng.integers(0, 8 * 348, 300):
+    for place in rng.integers(0, 8 * 348, 80):
         content = bytearray(WHOLE)
         content[place // 8] ^= 1 << (place % 8)
         path.write_bytes(bytes(content))
@@ -122,12 +123,12 @@ def test_damaged_dicom_slices(tmp_path: Path) -> None:
     assert read(tmp_path / "series") is not None
     victim = paths[30]
     whole = victim.read_bytes()
-    for end in (*range(0, len(whole), 211), len(whole) - 1):
+    for end in (*range(0, len(whole), 1009), len(whole) - 1):
         victim.write_bytes(whole[:end])
         assert read(tmp_path / "series") is None, end
     header = len(whole) - SHAPE[0] * SHAPE[1] * 2
     rng = np.random.default_rng(3)
-    for place in rng.integers(0, 8 * header, 60):
+    for place in rng.integers(0, 8 * header, 20):
         content = bytearray(whole)
         content[place // 8] ^= 1 << (place % 8)
         victim.write_bytes(bytes(content))
@@ -135,7 +136,7 @@ def test_damaged_dicom_slices(tmp_path: Path) -> None:
         assert volume is None or volume.data.shape == SHAPE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(header=st.binary(min_size=0, max_size=540), keep=st.booleans(), packed=st.booleans())
 def test_ingest_and_reading_agree_on_any_header(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, keep: bool, packed: bool
@@ -170,7 +171,7 @@ whole = (folder / "whole.nii").read_bytes()
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (400 << 20),) * 2)
 rng = np.random.default_rng(4)
-for turn in range(300):
+for turn in range(80):
     content = bytearray(whole)
     for place in rng.integers(0, 348, rng.integers(1, 40)):
         content[place] = rng.integers(0, 256)

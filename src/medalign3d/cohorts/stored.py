@@ -965,7 +965,9 @@ def read_stored(root: Path, image: ImageFile, *, accept: bool = True) -> Stored:
         With the reason why the image cannot be used, whatever a library raised.
     """
     try:
-        with _Source(root, image) as source:
+        # What libraries warn of quotes headers.
+        with warnings.catch_warnings(), _Source(root, image) as source:
+            warnings.simplefilter("ignore")
             read = _read_dicom if image.source_format == "dicom" else _read_nifti
             return read(image, source, accept)
     except VolumeError:
