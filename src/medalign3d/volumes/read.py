@@ -128,14 +128,13 @@ def read_volume(
     if orientation_rule is not None:
         image = dataclasses.replace(image, orientation_rule=orientation_rule)
     stored = read_stored(base, image, accept=strict)
-    return Volume(
-        stored.values(),
-        stored.affine,
-        stored.affine_source,
-        stored.source_format,
-        stored.voxels.dtype.name,
-        stored.remarks,
-    )
+    data, affine = stored.values(), stored.affine
+    if stored.source_format == "dicom":
+        # Rows upwards, as converters write them: the same voxels in the same places.
+        flip = np.diag([1.0, -1.0, 1.0, 1.0])
+        flip[1, 3] = data.shape[1] - 1
+        data, affine = data[:, ::-1], affine @ flip
+    return Volume(data, affine, stored.affine_source, stored.source_format, stored.voxels.dtype.name, stored.remarks)
 
 
 def _only_image(folder: Path) -> Path:
