@@ -239,6 +239,23 @@ def test_more_fluid_on_a_side_means_that_the_side_is_smaller() -> None:
     assert labels[0] == "left"
 
 
+def test_volumes_decide_findings_where_a_store_has_them() -> None:
+    small_left = {
+        "region_hippocampus_left_fraction": 0.0020,
+        "region_hippocampus_right_fraction": 0.0026,
+        "region_hippocampus_left_csf": 0.1,  # the crude values, which say otherwise, are not asked
+        "region_hippocampus_right_csf": 0.3,
+    }
+    large = dict.fromkeys(["region_hippocampus_left_fraction", "region_hippocampus_right_fraction"], 0.0030)
+    assert FINDINGS["smaller_hippocampus"].measured(small_left) < 0
+    atrophy = FINDINGS["hippocampal_atrophy"].measured
+    assert atrophy(small_left) > atrophy(large)
+    enlarged = FINDINGS["ventricles_enlarged"].measured
+    assert enlarged({"region_ventricles_fraction": 0.04}) > enlarged({"region_ventricles_fraction": 0.01})
+    unknown = {"region_ventricles_fraction": float("nan"), "region_ventricles_csf": 0.5}
+    assert np.isnan(enlarged(unknown)), "values of two scales never meet in one threshold"
+
+
 def test_closed_questions_are_worded_as_the_diagnosis_questions_are() -> None:
     question = QUESTIONS["sex"]
     assert with_options(question.text, list(question.answers.values())) == question.with_options()

@@ -11,7 +11,8 @@ setting                 what it is
                         knows no mild impairment, any CDR above 0 is the diseased class
 ``rule_mmse``           MMSE: 27 or more normal, 24-26 mild impairment, below 24 dementia
 ``ehr``                 logistic regression on the record's fields, for each text ablation
-``regions``             logistic regression on crude regional measures of the normalized image
+``regions``             logistic regression on regional measures: shares of the intracranial volume, and
+                        crude shares of fluid in fixed regions
 ``regions_ehr``         both
 ``pca``                 logistic regression on principal components of the image's voxels
 ``pca_ehr``             components and the record's fields
