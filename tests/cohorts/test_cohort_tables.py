@@ -212,6 +212,13 @@ def test_a_table_reads_back_the_same_in_every_dialect(
     assert table.bad_lines == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_two_byte_text_without_a_mark_is_known_by_its_header(encoding: str, tmp_path: Path) -> None:
+    # Letters whose low byte is empty stand in the half that is empty otherwise.
+    (tmp_path / "t.csv").write_bytes(("RID,NOTE,LAST\n" + "1,ĀĀ,end\n" + "2," + "字" * 300 + ",end\n").encode(encoding))
+    assert load_table(tmp_path / "t.csv").frame["NOTE"].tolist() == ["ĀĀ", "字" * 300]
+
+
 def test_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b'Title\n\nID,NOTE,X\n1,"two\nlines",a\n\n2,"three\r\nlong\r\nlines",b\n3,plain,c\n')

@@ -198,6 +198,12 @@ def _encoding_of_start(start: bytes) -> str | None:
     """UTF-16 by its byte order mark or by the empty half of its characters; None for anything else."""
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
+    # Column names begin with plain letters, whatever the cells below are written in.
+    first, second = start[0:24:2], start[1:24:2]
+    if len(second) >= 4 and not any(second) and all(first):
+        return "utf-16-le"
+    if len(second) >= 4 and not any(first) and all(second):
+        return "utf-16-be"
     even, odd = start[0::2].count(0), start[1::2].count(0)
     if max(even, odd) > 0.6 * len(start[0::2]) and min(even, odd) < 0.05 * len(start[0::2]):
         return "utf-16-le" if odd > even else "utf-16-be"
