@@ -23,6 +23,20 @@ def test_time_left_is_proportional(monkeypatch):
         assert stream.getvalue() == "steps: 1/4, 1m00s left  loss 1.0\n"
 
 
+def test_time_left_leaves_the_start_up_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("medalign3d.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Progress("volumes", 10, stream, parallel=2) as progress:
+        for moment in (60.0, 61.0, 80.0, 81.0):  # a minute of start-up, then two volumes every 20 s
+            now[0] = moment
+            progress.advance()
+        assert stream.getvalue().splitlines() == ["volumes: 1/10", "volumes: 3/10"]
+        now[0] = 101.0
+        progress.advance(2)
+        assert stream.getvalue().splitlines()[-1] == "volumes: 6/10, 40s left"
+
+
 def test_terminal_rewrites_its_line():
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -1,5 +1,5 @@
-"""The command line: ``medalign3d ingest | bids | normalize | predict | simulate | table1 | profile | doctor``, and
-``explain`` and ``why-missing`` for one image or person.
+"""The command line: ``medalign3d ingest | bids | normalize | export-volumes | predict | simulate | table1 | profile |
+doctor``, and ``explain`` and ``why-missing`` for one image or person.
 
 Exit codes: 0 done; 1 an error that the message explains, or a doctor that found something missing; 2 wrong usage;
 3 done, but some inputs were quarantined. ``why-missing``: 0 all is in the result, 3 something was stopped with a
@@ -108,6 +108,23 @@ def _normalize(arguments: argparse.Namespace) -> int:
     for row in refused.to_dict("records"):
         print(f"  {row['image_id']}: {row['reason']}" + (f" ({row['detail']})" if row["detail"] else ""))
     return EXIT_QUARANTINED if len(refused) else EXIT_DONE
+
+
+def _export_volumes(arguments: argparse.Namespace) -> int:
+    from medalign3d.volumes.export import export_cohort
+    from medalign3d.volumes.store import INDEX_NAME
+
+    params = _params(arguments.params)
+    volumes = Path(arguments.data) / "volumes"
+    cohorts = arguments.cohort or [name for name in COHORT_NAMES if (volumes / name / INDEX_NAME).is_file()]
+    if not cohorts:
+        raise InputError("no normalized volumes", where=volumes, remedy="run `dvc repro normalize`")
+    for cohort in cohorts:
+        written = export_cohort(
+            volumes / cohort, Path(arguments.out) / cohort, workers=arguments.workers or params.normalize.workers
+        )
+        print(f"{cohort}: {written} volumes written to {Path(arguments.out) / cohort}, the others are up to date")
+    return EXIT_DONE
 
 
 def _record_text(arguments: argparse.Namespace, params: Params) -> str:
@@ -390,6 +407,19 @@ def build_parser() -> argparse.ArgumentParser:
     normalize.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a DICOM folder or a zip")
     normalize.add_argument("--out", required=True, metavar="DIR", help="where volumes, pictures and index.parquet go")
     normalize.set_defaults(run=_normalize)
+
+    export = add(
+        "export-volumes",
+        "write the pipeline's normalized volumes as .nii.gz in MNI space, or bring such a folder up to date",
+        "  medalign3d export-volumes --out ~/archive --cohort OASIS",
+    )
+    export.add_argument("--out", required=True, metavar="DIR", help="gets one folder for each cohort")
+    export.add_argument(
+        "--cohort", action="append", choices=COHORT_NAMES, metavar="COHORT", help="only this cohort (repeatable)"
+    )
+    export.add_argument("--data", default="data", metavar="DIR", help="data/ of the pipeline (default)")
+    export.add_argument("--workers", type=int, metavar="N", help="processes (default: normalize.workers)")
+    export.set_defaults(run=_export_volumes)
 
     predict = add(
         "predict",

@@ -100,7 +100,10 @@ class Normalize(Section):
     minimum_local_correlation: Annotated[float, Field(ge=-1.0, le=1.0)]
     fallback: Literal["none", "greedy"]
     time_limit_seconds: PositiveFloat
+    memory_limit_gb: PositiveFloat = 3.0
     workers: PositiveInt
+    cluster: Annotated[str, Field(pattern=r"^(local|slurm|(tcp|tls|ucx|ws|wss)://\S+)$")] = "local"
+    cluster_options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Benchmark(Section):

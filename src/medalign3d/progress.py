@@ -31,9 +31,20 @@ class Progress:
     """Report how far a long step is and how long the rest will take.
 
     Use as a context manager; call :meth:`advance` after each unit of work.
+
+    Parameters
+    ----------
+    label, total
+        What is done, and how many units there are.
+    stream
+        Where lines go; standard output by default.
+    parallel
+        How many units are done at a time by processes that are started first. The first ``parallel`` units to finish
+        carry the start-up: the time left is reckoned from the rate of those after them, once there are as many. 0: from
+        all units, start to now.
     """
 
-    def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, total: int, stream: TextIO | None = None, *, parallel: int = 0) -> None:
         self.label = label
         self.total = total
         self.done = 0
@@ -43,6 +54,8 @@ class Progress:
         self._interval = TERMINAL_INTERVAL_SECONDS if self._terminal else PLAIN_INTERVAL_SECONDS
         self._start = time.monotonic()
         self._last = self._start
+        self._parallel = parallel
+        self._steady_from = (0, self._start)
 
     def __enter__(self) -> Progress:
         return self
@@ -54,8 +67,18 @@ class Progress:
         """Record ``count`` finished units; ``note`` (a loss, a rate) is shown at the end of the line."""
         self.done += count
         self.note = note
+        if self.done - count < self._parallel <= self.done:
+            self._steady_from = (self.done, time.monotonic())
         if time.monotonic() - self._last >= self._interval and self.done < self.total:
             self._print(final=False)
+
+    def _seconds_left(self, now: float) -> float | None:
+        """None while too little was done to tell."""
+        first, since = self._steady_from
+        counted = self.done - first
+        if counted < max(1, self._parallel) or self.done < self._parallel:
+            return None
+        return (now - since) / counted * (self.total - self.done)
 
     def _print(self, *, final: bool) -> None:
         now = time.monotonic()
@@ -64,8 +87,8 @@ class Progress:
         line = f"{self.label}: {self.done}/{self.total}"
         if final:
             line += f" in {format_seconds(elapsed)}"
-        elif self.done:
-            line += f", {format_seconds(elapsed / self.done * (self.total - self.done))} left"
+        elif (seconds := self._seconds_left(now)) is not None:
+            line += f", {format_seconds(seconds)} left"
         if self.note:
             line += f"  {self.note}"
         if self._terminal:

@@ -19,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as arrays
 from volume_heads import make_head, posed
 
-from medalign3d.errors import InputError
+from medalign3d.errors import InputError, MedAlignError
 from medalign3d.files import sha256_file
 from medalign3d.params import Normalize
 from medalign3d.volumes import store
-from medalign3d.volumes.normalize import normalize_cohort
+from medalign3d.volumes.normalize import normalize_cohort, params_sha256
+from medalign3d.volumes.quality_page import write_picture
 
 ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
@@ -183,11 +184,11 @@ def test_killed_runs_end_in_the_same_store(tmp_path: Path, params: Normalize) ->
     assert whole.returncode == 0
     random = np.random.default_rng(5)
     work = tmp_path / "killed-work"
-    for _ in range(6):
+    for attempt in range(6):
         before = len(list(work.glob("*.b2nd"))) if work.exists() else 0
         process = start("killed")
-        # At a random moment after the next volume is done, or while the worker processes still start.
-        limit = time.monotonic() + float(random.uniform(1, 25))
+        # In turn: while the worker processes still start or do the first volume, and after the next one is done.
+        limit = time.monotonic() + (float(random.uniform(1, 10)) if attempt % 2 == 0 else 100)
         while process.poll() is None and time.monotonic() < limit:
             if work.exists() and len(list(work.glob("*.b2nd"))) > before:
                 time.sleep(float(random.uniform(0, 0.3)))
@@ -203,3 +204,109 @@ def test_killed_runs_end_in_the_same_store(tmp_path: Path, params: Normalize) ->
     expected = {p.relative_to(tmp_path / "whole"): sha256_file(p) for p in (tmp_path / "whole").rglob("*.*")}
     assert {p.relative_to(tmp_path / "killed"): sha256_file(p) for p in (tmp_path / "killed").rglob("*.*")} == expected
     assert any(path.name == "index.parquet" for path in expected)
+
+
+def finished(folder: Path, params: Normalize, count: int) -> tuple[pd.DataFrame, store.Workspace]:
+    """A table of ``count`` images and a workspace in which all of them are done."""
+    workspace = store.Workspace(folder)
+    rows = []
+    for number in range(count):
+        array = np.full((3, 3, 3), number + 1, np.uint8)
+        row = {"image_id": f"i{number}", "path": store.write(folder, array), "verdict": "accepted", "reason": ""}
+        row |= {"source_sha256": f"s{number}", "params_sha256": params_sha256(params)}
+        workspace.record(row)
+        write_picture(folder, f"i{number}", np.zeros((4, 4, 3), np.uint8))
+        rows.append({"image_id": f"i{number}", "source_path": "gone", "data_sha256": f"s{number}"})
+    return pd.DataFrame(rows), workspace
+
+
+def inside(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_left_the_table_and_leftovers_leave_the_store(tmp_path: Path, params: Normalize) -> None:
+    images, workspace = finished(tmp_path / "work", params, 3)
+    out = tmp_path / "out"
+    normalize_cohort(images, tmp_path, params, out, workspace.folder)
+    assert len(list(out.glob("*.b2nd"))) == len(list((out / "pictures").iterdir())) == 3
+    for leftover in (out, out / "pictures", workspace.folder, workspace.folder / "pictures"):
+        (leftover / ".writing-abc").mkdir()
+        (leftover / ".writing-abc" / "part").touch()
+    index = normalize_cohort(images.iloc[:2], tmp_path, params, out, workspace.folder)
+    names = [*index["path"], "index.parquet", "pictures/i0.jpg", "pictures/i1.jpg", "quality.html"]
+    assert inside(out) == sorted(names)
+    assert not list(tmp_path.rglob(".writing-*"))
+
+
+def test_a_copy_that_was_damaged_in_the_store_is_replaced(tmp_path: Path, params: Normalize) -> None:
+    images, workspace = finished(tmp_path / "work", params, 2)
+    out = tmp_path / "out"
+    path = out / normalize_cohort(images, tmp_path, params, out, workspace.folder)["path"][0]
+    path.unlink()  # as on another file system, where it is no link
+    path.write_bytes(b"rotten")
+    normalize_cohort(images, tmp_path, params, out, workspace.folder)
+    assert store.read(path).max() == 1
+
+
+def test_the_old_index_holds_until_the_new_one_stands(
+    tmp_path: Path, params: Normalize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, workspace = finished(tmp_path / "work", params, 3)
+    out = tmp_path / "out"
+    normalize_cohort(images.iloc[:2], tmp_path, params, out, workspace.folder)
+    images, workspace = finished(tmp_path / "work", params, 3)
+    before = (out / store.INDEX_NAME).read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medalign3d.volumes.normalize.files.write_parquet", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        normalize_cohort(images.iloc[1:], tmp_path, params, out, workspace.folder)
+    assert (out / store.INDEX_NAME).read_bytes() == before
+    for name in store.load_index(out)["path"]:
+        store.read(out / name)
+
+
+def test_two_runs_of_one_cohort_exclude_each_other(tmp_path: Path, params: Normalize) -> None:
+    images, workspace = finished(tmp_path / "work", params, 1)
+    with workspace.locked(), pytest.raises(MedAlignError, match="another run"):
+        normalize_cohort(images, tmp_path, params, tmp_path / "out", workspace.folder)
+    other, beside = finished(tmp_path / "other-work", params, 1)
+    with workspace.locked():
+        normalize_cohort(other, tmp_path, params, tmp_path / "other", beside.folder)
+    normalize_cohort(images, tmp_path, params, tmp_path / "out", workspace.folder)
+
+
+def test_a_store_that_cannot_be_written_is_an_error_and_no_verdict(tmp_path: Path, params: Normalize) -> None:
+    images = cohort(tmp_path / "raw", 1)
+    (tmp_path / "file").touch()
+    with pytest.raises(MedAlignError, match="cannot be written"):
+        normalize_cohort(images, tmp_path / "raw", params, tmp_path / "file" / "out")
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "pictures").touch()  # where the worker wants to make a folder
+    with pytest.raises(MedAlignError, match="cannot be written"):
+        normalize_cohort(images, tmp_path / "raw", params, tmp_path / "out", work)
+    assert store.Workspace(work).rows() == {}
+    (work / "pictures").unlink()
+    index = normalize_cohort(images, tmp_path / "raw", params, tmp_path / "out", work)
+    assert list(index["verdict"]) == ["accepted"]
+
+
+def test_a_volume_beyond_the_memory_limit_is_quarantined_and_tried_again(tmp_path: Path, params: Normalize) -> None:
+    images = cohort(tmp_path / "raw", 1)
+    small = params.model_copy(update={"memory_limit_gb": 0.05})
+    index = normalize_cohort(images, tmp_path / "raw", small, tmp_path / "out", tmp_path / "work")
+    assert list(index["reason"]) == ["IMAGE_UNREADABLE"]
+    assert index["detail"][0].startswith("memory: needed more than the memory limit of 0.05 GB")
+    index = normalize_cohort(images, tmp_path / "raw", params, tmp_path / "out", tmp_path / "work")
+    assert list(index["verdict"]) == ["accepted"], "the limit is no part of what decides the arrays"
+
+
+def test_other_code_on_a_worker_stops_the_run(tmp_path: Path, params: Normalize) -> None:
+    from medalign3d.volumes import normalize
+
+    row = {"image_id": "a", "path": "", "params_sha256": "other"}
+    with pytest.raises(MedAlignError, match="another version"):
+        normalize._check_answer(row, params_sha256(params), store.Workspace(tmp_path), params)

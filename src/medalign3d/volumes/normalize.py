@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medalign3d import files
-from medalign3d.errors import InputError, VolumeError
+from medalign3d.errors import InputError, MedAlignError, VolumeError
 from medalign3d.params import Normalize
 from medalign3d.progress import Progress
 from medalign3d.volumes import (
     bias,
+    cluster,
     fallback,
     intensity,
     mask,
@@ -61,6 +62,9 @@ MAXIMUM_BLANK = 0.15
 
 BACKGROUND_FRACTION = 0.02
 """Below this share of the 99th percentile a voxel counts as blank."""
+
+SHARED_FOLDER_SECONDS = 90.0
+"""How long a file that a machine of a cluster wrote may take to be seen here."""
 
 Verdict = Literal["accepted", "quarantined"]
 
@@ -360,8 +364,10 @@ INDEX_COLUMNS = (
 
 
 def params_sha256(params: Normalize) -> str:
-    """Digest of what decides the arrays: the parameters (less workers and time limit) and the algorithm's version."""
-    deciding = params.model_dump(exclude={"workers", "time_limit_seconds"})
+    """Digest of what decides the arrays: parameters, less workers, limits and cluster, and the algorithm's version."""
+    deciding = params.model_dump(
+        exclude={"workers", "time_limit_seconds", "memory_limit_gb", "cluster", "cluster_options"}
+    )
     return files.sha256_json({"params": deciding, "version": ALGORITHM_VERSION})
 
 
@@ -380,6 +386,7 @@ def _normalize_one(task: _Task) -> dict[str, Any]:
     started = time.perf_counter()
     params = Normalize.model_validate(task.params)
     row: dict[str, Any] = {"image_id": task.image_id, "path": "", "sha256": "", "method": "", "detail": ""}
+    row["params_sha256"] = params_sha256(params)  # as this process' version of the code sees it
     try:
         volume = read_volume(task.root, task.source_path, task.source_format)
         result = normalize_volume(volume, params)
@@ -391,12 +398,19 @@ def _normalize_one(task: _Task) -> dict[str, Any]:
     row |= {"verdict": result.verdict, "reason": result.reason, "method": result.method}
     row["detail"] = "; ".join(filter(None, (result.detail, *volume.remarks)))
     row |= {name: result.metrics.get(name, float("nan")) for name in (*METRIC_COLUMNS, *VOLUME_COLUMNS)}
-    if result.preview is not None:
-        quality_page.write_picture(task.out_dir, task.image_id, result.preview)
     if result.array is not None and result.verdict == "accepted":
         row |= regions.measure(result.array, result.affine)
-        row["path"] = store.write(task.out_dir, result.array)
-        row["sha256"] = files.sha256_file(Path(task.out_dir) / row["path"])
+    try:
+        if result.preview is not None:
+            quality_page.write_picture(task.out_dir, task.image_id, result.preview)
+        if result.array is not None and result.verdict == "accepted":
+            row["path"] = store.write(task.out_dir, result.array)
+            row["sha256"] = files.sha256_file(Path(task.out_dir) / row["path"])
+    except (OSError, MedAlignError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        return {"store_errno": cause.errno or 0}  # not the image's fault: the run must stop
     row["seconds"] = time.perf_counter() - started
     return row
 
@@ -435,9 +449,10 @@ def normalize_cohort(
     ------
     InputError
         When an image id stands twice, or the table was made without opening the images.
+    MedAlignError
+        When the store cannot be written, another run works on it, or workers or cluster do not do their part. What was
+        done by then is kept, and nothing is quarantined for it.
     """
-    import pandas as pd
-
     if images.attrs.get("images_read") == "false":
         raise InputError(
             "the images were listed but not read, so there is nothing to normalize",
@@ -446,33 +461,53 @@ def normalize_cohort(
             expected="images_read: true",
             remedy="make the image files available, set ingest.read_images: true in params.yaml and run `dvc repro`",
         )
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
     mni.target_grid(params.shape, params.zooms_mm)  # a grid that cuts the brain is refused before any work
     duplicated = images["image_id"][images["image_id"].duplicated()]
     if len(duplicated):
         raise InputError("an image id stands twice", where="images table", found=duplicated.iloc[0])
+    out = Path(out_dir).resolve()
+    with store.explain_write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.work") if work_dir is None else Path(work_dir)
+    with store.explain_write_errors(work):
+        workspace = store.Workspace(work)
+        with workspace.locked():
+            rows = _normalize_all(images, Path(root).resolve(), params, workspace)
+            workspace.keep_only(row for row in rows if "path" in row)
+            with store.explain_write_errors(out):
+                return _publish(images, rows, params, workspace, out)
+
+
+def _normalize_all(
+    images: pd.DataFrame, root: Path, params: Normalize, workspace: store.Workspace
+) -> list[dict[str, Any]]:
+    """Do what the workspace does not have yet; a row of the index for every image, in any order."""
     digest = params_sha256(params)
-    workspace = store.Workspace(out.with_name(f".{out.name}.work") if work_dir is None else work_dir)
     known = workspace.rows()
-    rows: list[dict[str, Any]] = []
-    tasks: list[_Task] = []
-    sources: list[str] = []
-    values = params.model_dump()
-    for record in images.to_dict("records"):
-        image_id = str(record["image_id"])
+    records: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = []
+    for cells in images.to_dict("records"):
+        image_id = str(cells["image_id"])
         store.check_id(image_id)
-        source = record.get("data_sha256")
+        source = cells.get("data_sha256")
         source = source if isinstance(source, str) else ""
+        records.append({**{str(k): v for k, v in cells.items()}, "image_id": image_id, "data_sha256": source})
         old = known.get(image_id)
-        same = old is not None and source and (old["source_sha256"], old["params_sha256"]) == (source, digest)
-        if old is not None and same and workspace.has(old):
-            rows.append(old)
-            continue
+        if old is not None and source and (old["source_sha256"], old["params_sha256"]) == (source, digest):
+            candidates.append(old)
+    whole = workspace.have(candidates, params.workers)
+    rows = [row for row, is_whole in zip(candidates, whole, strict=True) if is_whole]
+    if rows:
+        print(f"normalize: {len(rows)} of {len(images)} volumes are up to date", flush=True)
+    done = {row["image_id"] for row in rows}
+    to_do = [record for record in records if record["image_id"] not in done]
+    values = params.model_dump()
+    tasks = []
+    for record in to_do:
         source_format = record.get("source_format")
         tasks.append(
             _Task(
-                image_id,
+                record["image_id"],
                 str(root),
                 str(record["source_path"]),
                 source_format if isinstance(source_format, str) and source_format else None,
@@ -480,35 +515,76 @@ def normalize_cohort(
                 values,
             )
         )
-        sources.append(source)
-    if rows:
-        print(f"normalize: {len(rows)} of {len(images)} volumes are up to date", flush=True)
+    limit = round(params.memory_limit_gb * 2**30)
+    workers = params.workers
+    if tasks and params.cluster == cluster.LOCAL:
+        workers = pool.workers_that_fit(min(workers, len(tasks)), limit)
     accepted = 0
-    with Progress("normalize", len(tasks)) as progress:
-        for outcome in pool.run_tasks(
-            _normalize_one, tasks, workers=params.workers, time_limit_seconds=params.time_limit_seconds
+    with Progress("normalize", len(tasks), parallel=workers) as progress:
+        for outcome in cluster.run_tasks(
+            _normalize_one,
+            tasks,
+            cluster=params.cluster,
+            options=params.cluster_options,
+            workers=workers,
+            time_limit_seconds=params.time_limit_seconds,
+            memory_limit_bytes=limit,
         ):
-            task = tasks[outcome.index]
+            record = to_do[outcome.index]
             if outcome.status == "done":
                 row = outcome.value
+                _check_answer(row, digest, workspace, params)
             else:
                 # A message may hold a path; the image's own row is the place for it, not a log.
-                row = {"image_id": task.image_id, "verdict": "quarantined", "reason": "IMAGE_UNREADABLE"}
+                row = {"image_id": record["image_id"], "verdict": "quarantined", "reason": "IMAGE_UNREADABLE"}
                 row["detail"] = f"{outcome.status}: {outcome.error}"[:300]
-            row |= {"source_sha256": sources[outcome.index], "params_sha256": digest}
-            if outcome.status == "done":  # a crash or the time limit may be the machine's fault: tried again next time
+            row |= {"source_sha256": record["data_sha256"], "params_sha256": digest}
+            if outcome.status == "done":  # a crash or a limit may be the machine's fault: tried again next time
                 workspace.record(row)
             rows.append(row)
             accepted += row["verdict"] == "accepted"
             progress.advance(note=f"{progress.done + 1 - accepted} quarantined")
+    return rows
+
+
+def _check_answer(row: dict[str, Any], digest: str, workspace: store.Workspace, params: Normalize) -> None:
+    """Stop the run when an answer shows that a worker cannot write the store, see it, or has other code."""
+    if "store_errno" in row:
+        raise store.write_error(workspace.folder, OSError(row["store_errno"], ""))
+    if row["params_sha256"] != digest:
+        raise MedAlignError(
+            "a worker runs another version of the code",
+            where="params.yaml: normalize.cluster",
+            expected="the version that runs here",
+            remedy="install the same version on the workers and start them again",
+        )
+    if not row["path"] or params.cluster == cluster.LOCAL:
+        return
+    until = time.monotonic() + SHARED_FOLDER_SECONDS
+    while not (workspace.folder / row["path"]).exists():  # network file systems may show a new file late
+        if time.monotonic() > until:
+            raise MedAlignError(
+                "a worker's volume is not seen here",
+                where=workspace.folder,
+                expected="a file system that the workers share with this machine, under the same path",
+                remedy="put the project on a shared file system, or set normalize.cluster: local",
+            )
+        time.sleep(0.2)
+        os.listdir(workspace.folder)  # makes NFS look again
+
+
+def _publish(
+    images: pd.DataFrame, rows: list[dict[str, Any]], params: Normalize, workspace: store.Workspace, out: Path
+) -> pd.DataFrame:
+    """Make the store show what the workspace has; its index is written last but for the removal of what it lacks."""
+    import pandas as pd
+
     index = pd.DataFrame(rows).reindex(columns=list(INDEX_COLUMNS))
     order = {str(image_id): place for place, image_id in enumerate(images["image_id"])}
     index = index.sort_values("image_id", key=lambda ids: ids.map(order), ignore_index=True)
     index = _typed(index)
-    workspace.keep_only(row for row in rows if "path" in row)
     names = set(index.loc[index["verdict"] == "accepted", "path"])
-    workspace.publish(names, out)
-    store.remove_others(out, names)
+    workspace.publish(sorted(names), out)
     quality_page.publish_pictures(workspace.folder, out, [str(image_id) for image_id in index["image_id"]])
     target = mni.target_grid(params.shape, params.zooms_mm)
     metadata = {
@@ -517,8 +593,6 @@ def normalize_cohort(
         "affine": " ".join(f"{v:.6g}" for v in target.affine.ravel()),
         "space": "MNI152 (ICBM 2009a non-linear symmetric)",
     }
-    # Clock times are returned but not stored: the same volumes give the same index, byte by byte.
-    files.write_parquet(out / store.INDEX_NAME, index.drop(columns="seconds"), metadata)
     quality_page.write_page(
         index,
         out,
@@ -526,6 +600,9 @@ def normalize_cohort(
         simulated=metadata["simulated"] == "true",
         grid_words=f"{' x '.join(map(str, target.shape))} voxels of {params.zooms_mm:g} mm",
     )
+    # Clock times are returned but not stored: the same volumes give the same index, byte by byte.
+    files.write_parquet(out / store.INDEX_NAME, index.drop(columns="seconds"), metadata)
+    store.remove_others(out, names)
     index.attrs.update(metadata)
     return index
 
@@ -579,9 +656,15 @@ def normalize_inputs(
     tasks = [(str(path), name, str(out), params.model_dump()) for path, name in zip(paths, names, strict=True)]
     rows: list[dict[str, Any]] = [{} for _ in tasks]
     digest = params_sha256(params)
-    with Progress("normalize", len(tasks)) as progress:
+    limit = round(params.memory_limit_gb * 2**30)
+    workers = pool.workers_that_fit(min(params.workers, len(tasks)), limit)
+    with Progress("normalize", len(tasks), parallel=workers) as progress:
         for outcome in pool.run_tasks(
-            _normalize_input, tasks, workers=params.workers, time_limit_seconds=params.time_limit_seconds
+            _normalize_input,
+            tasks,
+            workers=workers,
+            time_limit_seconds=params.time_limit_seconds,
+            memory_limit_bytes=limit,
         ):
             if outcome.status == "done":
                 row = outcome.value

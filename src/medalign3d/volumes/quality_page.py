@@ -228,5 +228,7 @@ def publish_pictures(
                     files.remove(path)
     if source.is_dir():
         for name in sorted(wanted):
-            if (source / name).exists():
+            if not (source / name).exists():
+                continue
+            if not ((target / name).exists() and (target / name).samefile(source / name)):
                 files.link_or_copy(source / name, target / name)

@@ -10,12 +10,15 @@ that was killed at any moment goes on where it stopped, and a new scan costs one
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medalign3d import files
-from medalign3d.errors import InputError
+from medalign3d.errors import InputError, MedAlignError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 INDEX_NAME = "index.parquet"
 SUFFIX = ".b2nd"
 JOURNAL_NAME = "journal.jsonl"
+LOCK_NAME = "lock"
 _NAME = re.compile(r"[0-9a-f]{32}\.b2nd")
 _SAFE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}$")
 
@@ -153,6 +157,28 @@ def load_index(cohort_dir: str | os.PathLike[str]) -> pd.DataFrame:
     return files.read_parquet(Path(cohort_dir) / INDEX_NAME)
 
 
+@contextlib.contextmanager
+def explain_write_errors(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an operating system's error about the store into one that names the store and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def write_error(folder: str | os.PathLike[str], error: OSError) -> MedAlignError:
+    """The error for a store that cannot be written: a full disk, missing rights, a read-only file system."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return MedAlignError(
+        "the disk is full" if full else "the store of normalized volumes cannot be written",
+        where=folder,
+        found=os.strerror(error.errno) if error.errno else type(error).__name__,
+        expected="a folder with free space, in which files can be made and removed",
+        remedy=("free some space" if full else "correct the folder's rights")
+        + " and run the command again: what was done is kept",
+    )
+
+
 class Workspace:
     """Finished volumes of a cohort and a journal of what became of each image, kept between runs.
 
@@ -166,9 +192,37 @@ class Workspace:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = self.folder / JOURNAL_NAME
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second run out; the lock goes with this process, however it ends.
+
+        Raises
+        ------
+        MedAlignError
+            When another run holds it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # a platform without it: DVC's own lock has to do
+            yield
+            return
+        with (self.folder / LOCK_NAME).open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise MedAlignError(
+                        "another run is normalizing this cohort",
+                        where=self.folder,
+                        expected="one run at a time",
+                        remedy="wait until it has ended, or end it: what was done is kept",
+                    ) from error
+                # Some network file systems have no locks.
+            yield
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """The last row of every image, by image id; numbers that were missing are NaN again."""
@@ -205,6 +259,11 @@ class Workspace:
         name = str(row.get("path", ""))
         return not name or (_NAME.fullmatch(name) is not None and _is_whole(self.folder / name))
 
+    def have(self, rows: Iterable[dict[str, Any]], threads: int) -> list[bool]:
+        """:meth:`has` of many rows, in their order."""
+        with ThreadPoolExecutor(threads) as executor:
+            return list(executor.map(self.has, rows))
+
     def keep_only(self, rows: Iterable[dict[str, Any]]) -> None:
         """Drop everything that ``rows`` do not name, and shorten the journal to them."""
         kept = list(rows)
@@ -215,8 +274,10 @@ class Workspace:
         """Make volumes stand in ``out_dir`` too, as hard links where the file system can, else as copies."""
         out_dir.mkdir(parents=True, exist_ok=True)
         for name in names:
-            if not (out_dir / name).exists():
-                files.link_or_copy(self.folder / name, out_dir / name)
+            source, target = self.folder / name, out_dir / name
+            # A link is as whole as what was checked here; a copy may have been damaged since.
+            if not (target.exists() and (source.samefile(target) or _is_whole(target))):
+                files.link_or_copy(source, target)
 
 
 def _line(row: dict[str, Any]) -> bytes:
