@@ -137,7 +137,7 @@ def _write_all(
             image_id = ids[outcome.index]
             answer = outcome.value if outcome.status == "done" else {"damaged": f"{outcome.status}: {outcome.error}"}
             if "errno" in answer:
-                raise OSError(answer["errno"], os.strerror(answer["errno"]))
+                raise OSError(int(answer["errno"]), "")
             if "damaged" in answer:
                 raise InputError(
                     "a volume cannot be exported",
