@@ -246,10 +246,8 @@ def test_volumes_decide_findings_where_a_store_has_them() -> None:
         "region_hippocampus_left_csf": 0.1,  # the crude values, which say otherwise, are not asked
         "region_hippocampus_right_csf": 0.3,
     }
-    large = dict.fromkeys(["region_hippocampus_left_fraction", "region_hippocampus_right_fraction"], 0.0030)
     assert FINDINGS["smaller_hippocampus"].measured(small_left) < 0
-    atrophy = FINDINGS["hippocampal_atrophy"].measured
-    assert atrophy(small_left) > atrophy(large)
+    assert FINDINGS["hippocampal_atrophy"].measured(small_left) == pytest.approx(0.4), "its fluid tells more"
     enlarged = FINDINGS["ventricles_enlarged"].measured
     assert enlarged({"region_ventricles_fraction": 0.04}) > enlarged({"region_ventricles_fraction": 0.01})
     unknown = {"region_ventricles_fraction": float("nan"), "region_ventricles_csf": 0.5}

@@ -51,10 +51,6 @@ def _preferred(
     return lambda record: better(record) if column in record else crude(record)
 
 
-def _negative(measure: Callable[[Mapping[str, Any]], float]) -> Callable[[Mapping[str, Any]], float]:
-    return lambda record: -measure(record)
-
-
 def _asymmetry(left: str, right: str, sign: float) -> Callable[[Mapping[str, Any]], float]:
     """``sign`` x (left - right) / (left + right)."""
 
@@ -120,12 +116,9 @@ FINDINGS: dict[str, Finding] = {
             name="hippocampal_atrophy",
             text="Is there hippocampal atrophy?",
             answers={"no": "no", "yes": "yes"},
+            # On real people the fluid around the hippocampus tells dementia better than its measured volume does.
+            measured=_sum("region_hippocampus_left_csf", "region_hippocampus_right_csf"),
             # More atrophy is less volume: the sign turns "high" into "yes".
-            measured=_preferred(
-                "region_hippocampus_left_fraction",
-                _negative(_sum("region_hippocampus_left_fraction", "region_hippocampus_right_fraction")),
-                _sum("region_hippocampus_left_csf", "region_hippocampus_right_csf"),
-            ),
             true=lambda record: -_share_of_skull("hippocampus_left_ml", "hippocampus_right_ml")(record),
         ),
         Finding(
