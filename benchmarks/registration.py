@@ -2,6 +2,9 @@
 
     python benchmarks/registration.py known DATA      # known transforms, beside ANTs and greedy where installed
     python benchmarks/registration.py repeat DATA     # every real head several times, with perturbed headers
+    python benchmarks/registration.py gate DATA       # good and deliberately wrong registrations: what the gate says
+    python benchmarks/registration.py normalized DATA # OASIS-1 brains that come in MNI space pass unchanged?
+    python benchmarks/registration.py rescue DATA     # hard heads: what the fallback saves
 
 DATA holds ``ixi_t1_2mm``, ``templates``, ``dicom`` and ``oasis1_mni_2mm``. Seconds are processor time of one core.
 """
@@ -16,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS
 import itertools
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medalign3d.params import Normalize, load_params
-from medalign3d.volumes import normalize, register
+from medalign3d.volumes import fallback, normalize, register
 from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Grid, resample
 from medalign3d.volumes.pool import keep_memory
@@ -180,14 +184,14 @@ def known_cases(head: Data, affine: Matrix, zoom: float, count: int, rng: np.ran
         blur = np.maximum(0.0, zooms / np.sqrt((affine[:3, :3] ** 2).sum(axis=0)) - 1.0) * 0.4
         if blur.max() > 0:
             source = ndimage.gaussian_filter(head, blur)
-        data = np.maximum(resample(source, affine, grid, np.linalg.inv(transform), order=3), 0.0) / bright
+        data = np.maximum(resample(source, affine, grid, np.linalg.inv(transform)), 0.0) / bright
         data = data ** np.float32(rng.uniform(0.7, 1.4))
         x, y, z = grid.coordinates()
         slopes = rng.uniform(-0.35, 0.35, 3) / 90.0
         moved_centre = motion[:3, :3] @ centre + motion[:3, 3]
         x, y, z = (np.asarray(v, float) - c for v, c in zip((x, y, z), moved_centre, strict=True))
         data = data * np.exp(slopes[0] * x + slopes[1] * y + slopes[2] * z - 0.2 * (x * y) / 90**2)
-        noise = rng.normal(0, rng.uniform(0.01, 0.05), (2, *data.shape))
+        noise = rng.standard_normal((2, *data.shape), np.float32) * np.float32(rng.uniform(0.01, 0.05))
         data = np.hypot(data + noise[0], noise[1])  # Rician
         yield Case(kind, (1000 * data).astype(np.float32), new_affine, transform)
 
@@ -282,9 +286,198 @@ def known(arguments: argparse.Namespace) -> None:
         )
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# gate
+
+
+def wrong_transforms(rng: np.random.Generator) -> Iterator[tuple[str, Matrix]]:
+    """Errors to put on top of a good registration: name and 4x4 in MNI millimetres."""
+    centre = np.array([0.0, -17.0, 5.0])
+
+    def unit() -> NDArray[np.float64]:
+        vector = rng.normal(size=3)
+        return np.asarray(vector / np.linalg.norm(vector))
+
+    for distance in (3, 5, 10, 20):
+        yield f"{distance} mm beside", turned_about(centre, np.eye(3), unit() * distance)
+    for degrees in (10, 20, 30):
+        axis, angle = unit(), np.deg2rad(degrees)
+        cross = np.cross(np.eye(3), axis)
+        turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+        yield f"{degrees} degrees off", turned_about(centre, turn, np.zeros(3))
+    for factor in (0.8, 0.9, 1.1, 1.25):
+        yield f"{factor:g} times the size", turned_about(centre, factor * np.eye(3), np.zeros(3))
+    yield "upside down", turned_about(centre, register.rotation(180, 0, 0), np.zeros(3))
+    yield "back to front", turned_about(centre, register.rotation(0, 0, 180), np.zeros(3))
+    yield "left-right mirrored", turned_about(centre, np.diag([-1.0, 1.0, 1.0]), np.zeros(3))
+
+
+def spoilt_images(data: Data, rng: np.random.Generator) -> Iterator[tuple[str, Data]]:
+    """Images that should not pass (or should be handled): name and intensities on the head's own grid."""
+    bright = float(np.percentile(data, 99))
+    for axis, where in ((0, "left"), (1, "front"), (2, "upper")):
+        half = data.copy()
+        half[tuple(slice(0, data.shape[axis] // 2) if a == axis else slice(None) for a in range(3))] = 0
+        yield f"half a head ({where} axis)", half
+    for strength in (0.2, 0.5):
+        ghost = data + np.float32(strength) * sum(np.roll(data, s, axis=1) for s in (17, -17, 34))
+        yield f"motion ghosts {strength:g}", ghost.astype(np.float32)
+    yield "noise as strong as white matter", np.abs(data + rng.normal(0, bright, data.shape)).astype(np.float32)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in data.shape], indexing="ij")
+    radius = np.sqrt(x * x + y * y + z * z)
+    yield "phantom sphere", (bright * (radius < 0.7) * (1 + 0.02 * rng.normal(size=data.shape))).astype(np.float32)
+    yield (
+        "nested spheres",
+        (bright * ((radius < 0.7) - 0.5 * (radius < 0.45) + 0.3 * (radius < 0.2))).astype(np.float32),
+    )
+
+
+def gate(arguments: argparse.Namespace) -> None:
+    """What the gate measures on good and on deliberately wrong registrations, and what it lets pass."""
+    params = load_params().normalize
+    template = mni.at_zoom(normalize.work_zoom(params.zooms_mm))
+    rng = np.random.default_rng(arguments.seed)
+    found: dict[str, list[tuple[float, float, str]]] = {}
+
+    def note(kind: str, data: Data, affine: Matrix, answer: register.Registration) -> None:
+        attempt = normalize._attempt(data, affine, answer, template, params)
+        measured = attempt.quality
+        values = (0.0, 0.0) if measured is None else (measured.local_correlation, measured.overlap)
+        found.setdefault(kind, []).append((*values, attempt.problem))
+
+    for number, path in enumerate(sorted((arguments.data / "ixi_t1_2mm").glob("*.nii.gz"))[:: arguments.stride]):
+        data, affine = load(path)
+        good = register.register(data, affine)
+        note("good", data, affine, good)
+        for kind, error in wrong_transforms(rng):
+            note(kind, data, affine, register.Registration(good.transform @ error, good.correlation, 1))
+        for factor in (0.6, 0.75, 1.2):
+            smaller = np.diag([factor, factor, factor, 1.0]) @ affine
+            note(f"head scaled by {factor:g}, registered", data, smaller, register.register(data, smaller))
+        if number < 3:
+            for kind, spoilt in spoilt_images(data, rng):
+                note(f"{kind}, registered", spoilt, affine, register.register(spoilt, affine))
+    fruit, affine = load(arguments.data / "dicom" / "ge_hdxt_not_a_brain_dicom.zip")
+    note("fruit, registered", fruit, affine, register.register(fruit, affine))
+    print("| registration | count | local correlation: lowest, median, highest | overlap | accepted |")
+    print("|---|---:|---|---:|---:|")
+    for kind, rows in found.items():
+        r = np.array([row[0] for row in rows])
+        print(
+            f"| {kind} | {len(r)} | {r.min():.2f}, {np.median(r):.2f}, {r.max():.2f} |"
+            f" {np.median([row[1] for row in rows]):.2f} | {sum(not row[2] for row in rows)} |"
+        )
+    print("\n| threshold | good refused | wrong by 5 mm, 10 degrees or more accepted |\n|---:|---:|---:|")
+    wrong = [
+        row[0]
+        for kind, rows in found.items()
+        if kind.endswith((" beside", "off", "down", "front")) and kind != "3 mm beside"
+        for row in rows
+    ]
+    good_ones = np.array([row[0] for row in found["good"]])
+    for threshold in np.arange(0.15, 0.51, 0.05):
+        print(
+            f"| {threshold:.2f} | {(good_ones < threshold).mean():.1%} | {(np.array(wrong) >= threshold).mean():.1%} |"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# normalized
+
+
+def normalized(arguments: argparse.Namespace) -> None:
+    """Do brains that come stripped and in MNI space (OASIS-1) pass unchanged but for resampling and scaling?"""
+    params = load_params().normalize
+    target = mni.target_grid(params.shape, params.zooms_mm)
+    methods: Counter[str] = Counter()
+    agreement, offsets, seconds = [], [], []
+    for path in sorted((arguments.data / "oasis1_mni_2mm").glob("*.nii.gz"))[:: arguments.stride]:
+        volume = read_volume(path.resolve().parent, path.name)
+        began = time.process_time()
+        result = normalize.normalize_volume(volume, params)
+        seconds.append(time.process_time() - began)
+        methods[f"{result.method}, {result.verdict}"] += 1
+        if result.array is None or result.method != "already-normalized":
+            print(path.name, result.method, result.verdict, result.detail)
+            offsets.append(register.displacement_mm(result.transform, np.eye(4)))
+            continue
+        assert np.array_equal(result.transform, np.eye(4))
+        plain = mni.sample_averaged(volume.data, volume.affine, target, np.eye(4))
+        brain = result.array > 0
+        # Scaling to bytes is linear but for its ends, so a correlation of 1 says that nothing else was done.
+        agreement.append(float(np.corrcoef(result.array[brain], plain[brain])[0, 1]))
+    print(", ".join(f"{name}: {count}" for name, count in methods.most_common()), f"; {np.median(seconds):.2f} s")
+    print(f"correlation with a plain resampling: lowest {min(agreement):.4f}, median {np.median(agreement):.4f}")
+    if offsets:
+        print("transforms of the others, mean mm from the identity:", " ".join(f"{o:.1f}" for o in sorted(offsets)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# rescue
+
+
+def hard_cases(data: Data, affine: Matrix, rng: np.random.Generator) -> Iterator[tuple[str, Data, Matrix, Matrix]]:
+    """Heads on which a fast search may fail: name, image, its affine, and how its millimetres differ."""
+    centre = middle(data, affine)
+    for factor in (0.6, 0.7, 0.8, 1.15, 1.25):
+        change = turned_about(centre, factor * np.eye(3), np.zeros(3))
+        yield f"{factor:g} times the size", data, change @ affine, change
+    for degrees in (50, 70):
+        axis = rng.normal(size=3)
+        cross = np.cross(np.eye(3), axis / np.linalg.norm(axis))
+        angle = np.deg2rad(degrees)
+        turn = turned_about(
+            centre, np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross, np.zeros(3)
+        )
+        yield f"{degrees} degrees", data, turn @ affine, turn
+        small = turned_about(centre, 0.7 * np.eye(3), np.zeros(3))
+        yield f"{degrees} degrees, 0.7 times the size", data, turn @ small @ affine, turn @ small
+    lines = np.meshgrid(*[np.linspace(-1, 1, n) for n in data.shape], indexing="ij")
+    drift = np.exp(1.2 * lines[0] - 1.0 * lines[2] + 0.8 * lines[1] ** 2)
+    yield "drift of a factor of ten", (data * drift).astype(np.float32), affine, np.eye(4)
+    # Neck and shoulders below: the lowest slice drawn out, then a wide bright body with its own texture.
+    world = np.argmax(np.abs(affine[2, :3]))
+    body = np.repeat(np.take(data, [0 if affine[2, world] > 0 else -1], axis=world), 90, axis=world)
+    body = body + 0.8 * float(np.percentile(data, 95)) * ndimage.gaussian_filter(rng.normal(size=body.shape), 4) * 20
+    parts = (np.maximum(body, 0), data) if affine[2, world] > 0 else (data, np.maximum(body, 0))
+    longer = affine.copy()
+    if affine[2, world] > 0:
+        longer[:3, 3] -= 90 * affine[:3, world]
+    yield "neck and shoulders", np.concatenate(parts, axis=world).astype(np.float32), longer, np.eye(4)
+
+
+def _outcome(image: Data, position: Matrix, found: register.Registration, truth: Matrix, params: Normalize) -> str:
+    template = mni.at_zoom(normalize.work_zoom(params.zooms_mm))
+    words = "right" if register.displacement_mm(truth, found.transform) < 1.0 else "wrong"
+    refused = normalize._attempt(image, position, found, template, params).problem
+    return f"{words}, {'refused' if refused else 'accepted'}"
+
+
+def rescue(arguments: argparse.Namespace) -> None:
+    """On heads on which the fast search fails, what does the fallback save?"""
+    params = load_params().normalize
+    rng = np.random.default_rng(arguments.seed)
+    rows: dict[str, list[str]] = {}
+    for path in sorted((arguments.data / "ixi_t1_2mm").glob("*.nii.gz"))[:: arguments.stride]:
+        data, affine = load(path)
+        reference = register.register(data, affine).transform
+        for kind, image, position, change in hard_cases(data, affine, rng):
+            truth = change @ reference
+            first = _outcome(image, position, register.register(image, position), truth, params)
+            rows.setdefault(kind, []).append(first)
+            if first != "right, accepted":
+                began = time.process_time()
+                second = fallback.register_thoroughly(image, position)
+                rows[kind][-1] += f" -> {_outcome(image, position, second, truth, params)}"
+                print(path.name, kind, rows[kind][-1], f"{time.process_time() - began:.1f} s", flush=True)
+    print("| case | outcomes |\n|---|---|")
+    for kind, outcomes in rows.items():
+        print(f"| {kind} | {'; '.join(f'{count} {name}' for name, count in Counter(outcomes).most_common())} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["known", "repeat"])
+    parser.add_argument("what", choices=["known", "repeat", "gate", "normalized", "rescue"])
     parser.add_argument("data", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stride", type=int, default=1, help="every how many-th head")

@@ -98,7 +98,7 @@ class Normalize(Section):
     bias_correction: bool
     registration: Registration
     minimum_local_correlation: Annotated[float, Field(ge=-1.0, le=1.0)]
-    fallback: Literal["none", "greedy"]
+    fallback: Literal["none", "thorough"]
     time_limit_seconds: PositiveFloat
     memory_limit_gb: PositiveFloat = 3.0
     workers: PositiveInt

@@ -54,7 +54,7 @@ BUSY_SECONDS = 60  # how long a writer waits for another one
 CHAMPION = "champion"
 SERVING_PACKAGES = (
     "mlflow", "torch", "transformers", "peft", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "ruamel.yaml",
-    "nibabel", "nilearn", "scipy", "pydicom", "sacremoses", "SimpleITK", "picsl_greedy", "dcm2niix", "threadpoolctl",
+    "nibabel", "nilearn", "scipy", "pydicom", "sacremoses", "SimpleITK", "dcm2niix", "threadpoolctl",
 )  # fmt: skip
 """What a served model needs, at the versions that trained it."""
 TERMINATED_EXIT_CODE = 128 + signal.SIGTERM

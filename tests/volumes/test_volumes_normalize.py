@@ -16,7 +16,7 @@ from volume_heads import Head, make_head, posed, real
 
 from medalign3d.errors import ParameterError, VolumeError
 from medalign3d.params import Normalize
-from medalign3d.volumes import bias, intensity, quality, regions, register, store
+from medalign3d.volumes import bias, fallback, intensity, quality, regions, register, store
 from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Grid, block_average, resample
 from medalign3d.volumes.normalize import INDEX_COLUMNS, normalize_cohort, normalize_inputs, normalize_volume
@@ -395,3 +395,19 @@ def test_real_dicom_head_and_fruit(params: Normalize) -> None:
     fruit = real("dicom", "ge_hdxt_not_a_brain_dicom.zip")
     result = normalize_volume(read_volume(fruit.parent, fruit.name), params)
     assert (result.verdict, result.reason) == ("quarantined", "QC_FAIL")
+
+
+def test_thorough_search_finds_the_same_place() -> None:
+    """The fallback may cost more, but where the fast search succeeds both give one answer."""
+    head = make_head(posed((6, 2, -3), (3, 4, 2)), zoom=4.0, shape=(60, 64, 60), noise=20)
+    fast = register.register(head.volume.data, head.volume.affine)
+    thorough = fallback.register_thoroughly(head.volume.data, head.volume.affine)
+    assert thorough.method == "thorough"
+    assert register.displacement_mm(fast.transform, thorough.transform) < 0.1
+
+
+def test_an_empty_image_ends_in_an_answer() -> None:
+    empty = np.zeros((40, 40, 40), np.float32)
+    found = register.register(empty, np.diag([4.0, 4.0, 4.0, 1.0]))
+    assert np.isfinite(found.transform).all()
+    assert found.correlation < 0.1

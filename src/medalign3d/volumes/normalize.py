@@ -82,7 +82,7 @@ class Normalized:
     verdict, reason, detail
         Whether the gate let it pass; if not, a quarantine reason code and what was measured.
     method
-        ``gauss-newton``, ``greedy`` or ``already-normalized``.
+        ``gauss-newton``, ``thorough`` or ``already-normalized``.
     transform
         4x4, MNI millimetres to scanner millimetres.
     metrics
@@ -272,15 +272,16 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
     if first is None:
         first = _register(data, affine, params)
     attempt = _attempt(data, affine, first, template, params)
-    if attempt.problem and params.fallback == "greedy":
-        second = fallback.register_greedy(data, affine, first.transform)
-        if second is not None:
-            retry = _attempt(data, affine, second, template, params)
-            better = retry.quality is not None and (
-                attempt.quality is None or retry.quality.local_correlation > attempt.quality.local_correlation
-            )
-            if not retry.problem or better:
-                attempt = retry
+    if attempt.problem and params.fallback == "thorough":
+        second = fallback.register_thoroughly(
+            data, affine, coarse_mm=params.registration.coarse_mm, fine_mm=params.registration.fine_mm
+        )
+        retry = _attempt(data, affine, second, template, params)
+        better = retry.quality is not None and (
+            attempt.quality is None or retry.quality.local_correlation > attempt.quality.local_correlation
+        )
+        if not retry.problem or better:
+            attempt = retry
     transform = attempt.registration.transform
     shown = quality_page.preview(attempt.head, attempt.mask, template)
     if attempt.tissue is None or attempt.mask is None or attempt.quality is None:

@@ -359,7 +359,14 @@ def _rounds() -> tuple[_Round, ...]:
 
 
 def register(
-    data: Array, affine: Matrix, *, coarse_mm: float = 8.0, fine_mm: float = 4.0, maximum_iterations: int = 20
+    data: Array,
+    affine: Matrix,
+    *,
+    coarse_mm: float = 8.0,
+    fine_mm: float = 4.0,
+    maximum_iterations: int = 20,
+    scale: float = 0.9,
+    followed: int = 1,
 ) -> Registration:
     """Find the affine transform from MNI152 to a head.
 
@@ -371,6 +378,11 @@ def register(
         Voxel sizes of the two levels.
     maximum_iterations
         Gauss-Newton steps per level.
+    scale
+        Head size relative to the template at which the search starts (it may end elsewhere).
+    followed
+        How many of the coarse level's answers are followed to the fine level; above one the coarse level also refines
+        all of a round's starts.
 
     Returns
     -------
@@ -389,16 +401,16 @@ def register(
     tried = 0
     for effort in _rounds():
         # The FFT's score knows nothing of the mask; the masked correlation at each peak ranks starts better.
-        starts = [start for _, start in _starts(coarse, coarse_affine, at, effort.rotations, effort.peaks, scale=0.9)]
+        starts = [start for _, start in _starts(coarse, coarse_affine, at, effort.rotations, effort.peaks, scale)]
         ranked = sorted(((_compare(coarse, coarse_affine, at, s)[3], k) for k, s in enumerate(starts)), reverse=True)
         fits: list[_Fit] = []
         for _, k in ranked[: effort.refined]:
             tried += 1
             fits.append(_gauss_newton(coarse, coarse_affine, at, starts[k], 8, rigid_first=6))
-            if fits[-1].correlation > FAIR_CORRELATION:
+            if followed == 1 and fits[-1].correlation > FAIR_CORRELATION:
                 break
-        candidate = max(fits, key=lambda fit: fit.correlation)
-        best = max([best, descend(candidate.transform, 2)], key=lambda fit: fit.correlation)
+        fits.sort(key=lambda fit: -fit.correlation)
+        best = max([best, *(descend(fit.transform, 2) for fit in fits[:followed])], key=lambda fit: fit.correlation)
         if best.correlation > FAIR_CORRELATION:
             break
     # Lesser optima lie some millimetres beside the best one: look again from places that depend little on the start.
