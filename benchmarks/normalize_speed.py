@@ -82,9 +82,7 @@ def ours(path: Path, shape: list[int], zooms_mm: float, repeats: int) -> tuple[d
         repeats,
     )
     seconds["regional volumes"], _ = timed(
-        lambda: volumetry.measure(
-            data, affine, found.transform, attempt.tissue, attempt.head, attempt.mask, template
-        ),
+        lambda: volumetry.measure(data, affine, found.transform, attempt.tissue, attempt.head, attempt.mask, template),
         repeats,
     )
     with tempfile.TemporaryDirectory() as folder:
