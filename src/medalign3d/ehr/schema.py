@@ -251,7 +251,7 @@ SOURCES: dict[str, str] = {
     "cdr_sb": "ADNI CDRSB; NACC CDRSUM; OASIS-3 CDRSUM; MIRIAD where given",
     "lm_immediate": "ADNI LIMMTOTAL; NACC LOGIMEM; AIBL LIMMTOTAL; OASIS-3 LOGIMEM",
     "lm_delayed": "ADNI LDELTOTAL; NACC MEMUNITS; AIBL LDELTOTAL; OASIS-3 MEMUNITS",
-    "gds": "NACC NACCGDS",
+    "gds": "ADNI GDSCALE GDTOTAL; NACC NACCGDS",
     "faq": "ADNI FAQ",
     "apoe_genotype": "ADNI GENOTYPE or APGEN1/2; NACC NACCAPOE; OASIS-3 APOE; AIBL APGEN1/2",
     "apoe4_count": "ADNI APOE4; others from the genotype; NACC NACCNE4S",
