@@ -307,10 +307,12 @@ def head_kinds() -> list[Kind]:
     """Kinds that only a look at the voxels settles, so that reading takes them."""
     rng = np.random.default_rng(2)
 
-    def ellipsoid() -> Data:
+    def ellipsoid(shaded: bool = False) -> Data:
         axes = [np.linspace(-1.3, 1.3, n) for n in data().shape]
         radius = np.sqrt(sum(a**2 for a in np.meshgrid(*axes, indexing="ij")))
-        return (900 * (radius < 1) + rng.normal(30, 8, radius.shape)).astype(np.int16)
+        # Bright in the middle and darker outwards, as tissue and fluid lie in a head.
+        inside = 900 * (radius < 1) * ((1.2 - radius) if shaded else 1)
+        return (inside + rng.normal(30, 8, radius.shape)).astype(np.int16)
 
     def two_small_heads() -> Data:
         small = ndimage.zoom(head().volume.data, 0.5, order=1)
@@ -339,6 +341,7 @@ def head_kinds() -> list[Kind]:
         Kind("T1 among other series", mixed_series, final=""),
         Kind("noise", lambda f: save(f, np.abs(rng.normal(0, 100, data().shape)).astype(np.int16)), final="QC_FAIL"),
         Kind("an organ that is no head", lambda f: save(f, ellipsoid()), final="QC_FAIL"),
+        Kind("a shaded organ that is no head", lambda f: save(f, ellipsoid(shaded=True)), final="QC_FAIL"),
         Kind("two small heads", lambda f: save(f, two_small_heads()), final="QC_FAIL"),
         Kind(
             "unsigned 16 bits read as signed", lambda f: save(f, wrapped(np.uint16, np.int16, 60_000)), final="QC_FAIL"

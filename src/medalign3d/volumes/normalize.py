@@ -53,6 +53,9 @@ MAXIMUM_STRETCH = 1.8
 MINIMUM_COVERAGE = 0.9
 BRAIN_ML_LIMITS = (500.0, 2600.0)
 
+MINIMUM_VENTRICLES_ML = 1.0
+"""Lateral ventricles of adults hold some 3-90 mL; a smooth object that passes for a brain otherwise has none."""
+
 SURELY_ALIGNED = 0.45
 """From this local correlation on, a stripped brain lies where the template does; below, a registration must agree."""
 ALIGNED_MM = 7.0
@@ -292,8 +295,11 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
         levels = intensity.anchors(attempt.head, template, attempt.tissue)
         final = _final_array(data, affine, transform, target, template.grid, attempt.tissue, attempt.mask, levels)
         volumes = volumetry.measure(data, affine, transform, attempt.tissue, attempt.head, attempt.mask, template)
+    problem = attempt.problem
+    if volumes.get("ventricles_ml", MINIMUM_VENTRICLES_ML) < MINIMUM_VENTRICLES_ML:
+        problem, final = f"no ventricles where a brain has them ({volumes['ventricles_ml']:.1f} mL)", None
     method = attempt.registration.method
-    return _result(final, target, attempt.problem, method, transform, attempt.quality, started, shown, volumes)
+    return _result(final, target, problem, method, transform, attempt.quality, started, shown, volumes)
 
 
 def _final_array(
