@@ -52,6 +52,7 @@ from medalign3d.cohorts.loni import (
     list_with_archives,
     note_missing_files,
     read_image_lists,
+    set_scan_date,
     start_image,
 )
 from medalign3d.cohorts.tables import TABLE_SUFFIXES, Row, Table, find_table
@@ -580,17 +581,9 @@ def _read_image(
     ):
         book.drop(item, QuarantineReason.NOT_T1, "the series is no T1-weighted volume")
         return
-    date = day
-    if date is None and problem is not QuarantineReason.DATE_IN_FUTURE:
-        date = listed.get("date")
-        if date is None and QuarantineReason.DATE_IN_FUTURE in listed.problems:
-            problem = QuarantineReason.DATE_IN_FUTURE
-    if date is None and problem is QuarantineReason.DATE_IN_FUTURE:
-        book.drop(item, problem, "the acquisition is dated in the future")
+    if not set_scan_date(book, item, day, problem, listed):
         return
-    if date is None:
-        book.remark(item, QuarantineReason.DATE_UNPARSABLE, "no acquisition date can be read")
-    item.scan_date = date
+    date = item.scan_date
     if "visit" in listed.conflicts:
         book.remark(
             item,

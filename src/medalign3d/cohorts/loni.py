@@ -548,6 +548,38 @@ _LIST_CHECKS: tuple[tuple[tuple[str, ...], Parser], ...] = (
 )
 
 
+def set_scan_date(
+    book: Ingest, item: FoundImage, day: datetime.date | None, problem: QuarantineReason | None, listed: Listed
+) -> bool:
+    """Date a scan by its folder, else by the lists; a date in the future drops the image.
+
+    Parameters
+    ----------
+    book, item
+        The ingest, and the image whose ``scan_date`` is set (None, with a remark, where no date can be read).
+    day, problem
+        What the acquisition's folder says (:meth:`LoniImage.scan_date`).
+    listed
+        What lists and metadata say of the image.
+
+    Returns
+    -------
+    Whether the image goes on.
+    """
+    date = day
+    if date is None and problem is not QuarantineReason.DATE_IN_FUTURE:
+        date = listed.get("date")
+        if date is None and QuarantineReason.DATE_IN_FUTURE in listed.problems:
+            problem = QuarantineReason.DATE_IN_FUTURE
+    if date is None and problem is QuarantineReason.DATE_IN_FUTURE:
+        book.drop(item, problem, "the acquisition is dated in the future")
+        return False
+    if date is None:
+        book.remark(item, QuarantineReason.DATE_UNPARSABLE, "no acquisition date can be read")
+    item.scan_date = date
+    return True
+
+
 def describe_image(
     rows: Iterable[Row],
     same_person: Callable[[Row], bool],
