@@ -20,14 +20,8 @@ import nibabel as nib
 
 from medalign3d.cohorts.fingerprint import fingerprint
 from medalign3d.cohorts.reasons import QuarantineReason
-from medalign3d.cohorts.stored import (
-    ZIP_SEPARATOR,
-    ImageFile,
-    describe,
-    read_stored,
-    sagittal_affine,
-    talairach_affine,
-)
+from medalign3d.cohorts.stored import describe, read_stored, sagittal_affine, talairach_affine
+from medalign3d.cohorts.stored_image import ZIP_SEPARATOR, ImageFile
 from medalign3d.cohorts.values import parse_float
 from medalign3d.errors import VolumeError
 

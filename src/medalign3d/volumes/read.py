@@ -333,10 +333,10 @@ def check(volume: Volume) -> None:
     Raises
     ------
     VolumeError
-        As :func:`medalign3d.cohorts.stored.check_geometry`, ``IMAGE_EMPTY`` (non-finite or constant
+        As :func:`medalign3d.cohorts.acceptance.check_geometry`, ``IMAGE_EMPTY`` (non-finite or constant
         voxels), or ``NOT_T1`` (a mask or a segmentation).
     """
-    from medalign3d.cohorts.stored import check_geometry
+    from medalign3d.cohorts.acceptance import check_geometry
 
     check_geometry(volume.data.shape, volume.affine)
     low, high = float(volume.data.min()), float(volume.data.max())
