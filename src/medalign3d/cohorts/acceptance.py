@@ -124,18 +124,34 @@ def check_geometry(
 
 
 def check_values(
-    array: npt.NDArray[Any], slope: float | npt.NDArray[Any] = 1.0, intercept: float | npt.NDArray[Any] = 0.0
+    array: npt.NDArray[Any],
+    slope: float | npt.NDArray[np.float32] = 1.0,
+    intercept: float | npt.NDArray[np.float32] = 0.0,
 ) -> None:
-    """Refuse voxels that hold no picture; ``array`` has any shape."""
-    low, high = float(array.min()), float(array.max())
+    """Refuse voxels that hold no picture.
+
+    Parameters
+    ----------
+    array
+        Any shape; (X, Y, Z) with one slope for each of Z slices.
+    slope, intercept
+        ``slope * voxel + intercept`` is the value.
+
+    Raises
+    ------
+    VolumeError
+        ``IMAGE_EMPTY``.
+    """
+    axes = None if isinstance(slope, float) else (0, 1)
+    lows, highs = (np.asarray(end(axis=axes), dtype=float) for end in (array.min, array.max))
+    low, high = float(lows.min()), float(highs.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise VolumeError(QuarantineReason.IMAGE_EMPTY, "voxels are not finite numbers")
     if low == high:
         raise VolumeError(QuarantineReason.IMAGE_EMPTY, "all voxels are equal")
-    if isinstance(slope, float) and isinstance(intercept, float):
-        with np.errstate(over="ignore"):
-            ends = np.array([low * slope + intercept, high * slope + intercept]).astype(np.float32)
-        if not np.isfinite(ends).all():
-            raise VolumeError(QuarantineReason.IMAGE_EMPTY, "voxels are too large for numbers of 32 bits")
-        if ends[0] == ends[1]:
-            raise VolumeError(QuarantineReason.IMAGE_EMPTY, "all voxels are equal once they are scaled")
+    with np.errstate(over="ignore"):
+        ends = np.stack([lows * slope + intercept, highs * slope + intercept]).astype(np.float32)
+    if not np.isfinite(ends).all():
+        raise VolumeError(QuarantineReason.IMAGE_EMPTY, "voxels are too large for numbers of 32 bits")
+    if ends.min() == ends.max():
+        raise VolumeError(QuarantineReason.IMAGE_EMPTY, "all voxels are equal once they are scaled")

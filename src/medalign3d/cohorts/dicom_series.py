@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from medalign3d.cohorts.acceptance import MINIMUM_AXIS, check_geometry, check_values, voxel_sizes
 from medalign3d.cohorts.reasons import QuarantineReason
-from medalign3d.cohorts.stored_image import MAXIMUM_BYTES, ZIP_SEPARATOR, ImageFile, Source, Stored
+from medalign3d.cohorts.stored_image import MAXIMUM_BYTES, ZIP_SEPARATOR, ImageFile, Source, Stored, own_bits
 from medalign3d.errors import VolumeError
 
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
@@ -44,6 +44,7 @@ class _Frame:
     orientation: npt.NDArray[np.float64]
     spacing: npt.NDArray[np.float64]
     pixels: bytes
+    bits: tuple[int, int]  # that hold the number, and the place of the highest of them
     slope: float
     intercept: float
 
@@ -70,7 +71,13 @@ def _several(value: Any) -> Sequence[Any]:
 
 
 def _grouped(dataset: Any, frame: int, sequence: str, name: str) -> Any:
-    """An attribute of one frame of a multi-frame file: its own group, the shared one, or the file's top level."""
+    """An attribute of one frame of a multi-frame file: its own group, the shared one, or the file's top level.
+
+    Raises
+    ------
+    KeyError
+        When none of them has it.
+    """
     groups = dataset.get("PerFrameFunctionalGroupsSequence")
     for group in (
         *(groups[frame : frame + 1] if groups else ()),
@@ -82,8 +89,21 @@ def _grouped(dataset: Any, frame: int, sequence: str, name: str) -> Any:
     return dataset[name].value
 
 
-def _vector(values: Any, length: int) -> npt.NDArray[np.float64]:
-    vector = np.asarray(values, dtype=float)
+def _place(dataset: Any, frame: int, sequence: str, name: str, length: int) -> npt.NDArray[np.float64]:
+    """A vector that says where a frame lies."""
+    try:
+        vector = np.asarray(_grouped(dataset, frame, sequence, name), dtype=float)
+    except KeyError as error:
+        many = int(dataset.get("NumberOfFrames", 1) or 1) > 1
+        raise VolumeError(
+            QuarantineReason.IMAGE_UNREADABLE,
+            "a multi-frame DICOM file does not say where its frames lie"
+            if many
+            else "a DICOM slice does not say where it lies",
+            found=f"no {name}",
+            expected=f"{name} of each slice",
+            remedy="convert the series to NIfTI" if many else None,
+        ) from error
     if vector.shape != (length,) or not np.isfinite(vector).all():
         raise ValueError("not a vector")
     return vector
@@ -143,8 +163,9 @@ def _pixels(dataset: Any, frames: int) -> list[bytes]:
                 found=f"{len(content)} bytes",
                 expected=f"{size * frames} bytes",
             )
-        if not syntax.is_little_endian and bits > 8:
-            content = np.frombuffer(content, f">u{bits // 8}").astype(f"<u{bits // 8}").tobytes()
+        if not syntax.is_little_endian and (bits > 8 or dataset["PixelData"].VR == "OW"):
+            word = max(2, bits // 8)  # voxels of eight bits come as words of two
+            content = np.frombuffer(content, f">u{word}", count=len(content) // word).astype(f"<u{word}").tobytes()
         return [content[frame * size : (frame + 1) * size] for frame in range(frames)]
     from pydicom.pixels import get_decoder
 
@@ -185,12 +206,15 @@ def _read_slice_file(content: bytes) -> tuple[Any, list[_Frame]] | None:
             )
         count = int(dataset.get("NumberOfFrames", 1) or 1)
         pixels = _pixels(dataset, count)
+        stored = int(dataset.get("BitsStored", 0) or dataset.BitsAllocated)
+        bits = stored, int(dataset.get("HighBit", 0) or stored - 1)
         frames = [
             _Frame(
-                _vector(_grouped(dataset, frame, "PlanePositionSequence", "ImagePositionPatient"), 3),
-                _vector(_grouped(dataset, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
-                _vector(_grouped(dataset, frame, "PixelMeasuresSequence", "PixelSpacing"), 2),
+                _place(dataset, frame, "PlanePositionSequence", "ImagePositionPatient", 3),
+                _place(dataset, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6),
+                _place(dataset, frame, "PixelMeasuresSequence", "PixelSpacing", 2),
                 pixels[frame],
+                bits,
                 _number(dataset, frame, "RescaleSlope", 1.0),
                 _number(dataset, frame, "RescaleIntercept", 0.0),
             )
@@ -314,11 +338,12 @@ def _stack(series: _Series, accept: bool) -> Stored:
     voxels = np.frombuffer(b"".join(frame.pixels for frame in frames), dtype=kind).reshape(shape, order="F")
     slope = np.array([frame.slope for frame in frames], dtype=np.float32)
     intercept = np.array([frame.intercept for frame in frames], dtype=np.float32)
-    remarks = []
-    if str(first.get("PhotometricInterpretation", "")) == "MONOCHROME1":
-        remarks.append("stored with bright for little signal; turned round")
-        slope, intercept = -slope, float(voxels.max()) * slope + intercept
-    bits = int(first.get("BitsStored", 0) or 8 * kind.itemsize)
+    bits: tuple[int, int] | None = frames[0].bits
+    if any(frame.bits != bits for frame in frames):
+        voxels, bits = voxels.copy(order="F"), None
+        for number, frame in enumerate(frames):
+            voxels[:, :, number] = own_bits(voxels[:, :, number], *frame.bits)
+    inverted = str(first.get("PhotometricInterpretation", "")) == "MONOCHROME1"
     stored = Stored(
         voxels=voxels,
         slope=slope,
@@ -328,26 +353,33 @@ def _stack(series: _Series, accept: bool) -> Stored:
         affine_source="header",
         source_format="dicom",
         digests=tuple(series.digests),
-        remarks=tuple(remarks),
+        remarks=("stored with bright for little signal; turned round",) if inverted else (),
         scanner={
             name: str(first.get(name) or "")
             for name in ("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength")
         },
         padding=_padding(first, kind),
-        bits=(bits, int(first.get("HighBit", bits - 1) or bits - 1)),
+        bits=bits,
+        inverted=inverted,
     )
     if accept:
-        check_values(voxels)
+        check_values(voxels if bits is None else own_bits(voxels, *bits), slope, intercept)
     return stored
 
 
-def _padding(dataset: Any, kind: np.dtype[Any]) -> int | None:
-    """The number that stands for "no measurement", where the header gives a usable one."""
-    try:
-        value = int(dataset.get("PixelPaddingValue"))
-    except (TypeError, ValueError):
-        return None
+def _padding(dataset: Any, kind: np.dtype[Any]) -> tuple[int, int] | None:
+    """The numbers, lowest and highest, that stand for "no measurement", where the header gives usable ones."""
     limits = np.iinfo(kind)
-    if kind.kind == "i" and value > limits.max:
-        value -= 1 << (8 * kind.itemsize)  # the header's number type is not always that of the voxels
-    return value if limits.min <= value <= limits.max else None
+    ends = []
+    for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        try:
+            value = int(dataset.get(name))
+        except (TypeError, ValueError):
+            continue
+        if kind.kind == "i" and value > limits.max:
+            value -= 1 << (8 * kind.itemsize)  # the header's number type is not always that of the voxels
+        if limits.min <= value <= limits.max:
+            ends.append(value)
+        elif name == "PixelPaddingValue":
+            return None
+    return (min(ends), max(ends)) if "PixelPaddingValue" in dataset and ends else None

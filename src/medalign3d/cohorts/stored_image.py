@@ -67,9 +67,11 @@ class Stored:
     scanner
         ``Manufacturer``, ``ManufacturerModelName`` and ``MagneticFieldStrength`` of a DICOM series.
     padding
-        The number that stands for "no measurement" in a DICOM series.
+        The numbers, lowest and highest, that stand for "no measurement" in a DICOM series; they get the lowest value.
     bits
         Of a DICOM series: bits that hold the number, and the place of the highest of them.
+    inverted
+        Whether a DICOM series stores bright for little signal (MONOCHROME1).
     """
 
     voxels: npt.NDArray[Any]
@@ -82,8 +84,9 @@ class Stored:
     digests: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     scanner: Mapping[str, str] = field(default_factory=dict)
-    padding: int | None = None
+    padding: tuple[int, int] | None = None
     bits: tuple[int, int] | None = None
+    inverted: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,19 +99,29 @@ class Stored:
 
     def values(self) -> npt.NDArray[np.float32]:
         """The scaled voxels, float32, shape (X, Y, Z)."""
-        voxels = self.voxels
-        if self.bits is not None:
-            voxels = own_bits(voxels, *self.bits)
+        voxels = self.voxels if self.bits is None else own_bits(self.voxels, *self.bits)
         with np.errstate(over="ignore", invalid="ignore"):
             data = voxels.astype(np.float32)
-            if self.padding is not None:
-                padded = self.voxels == self.padding
-                if padded.any() and not padded.all():
-                    data[padded] = data[~padded].min()
             if not (np.all(np.equal(self.slope, 1.0)) and np.all(np.equal(self.intercept, 0.0))):
                 data *= np.float32(self.slope)
                 data += np.float32(self.intercept)
+            measured = self._measured(voxels)
+            if self.inverted:
+                top = data.max() if measured is None else data[measured].max()
+                np.subtract(top, data, out=data)
+            if measured is not None:
+                data[~measured] = data[measured].min()
         return data
+
+    def _measured(self, voxels: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+        """Where something was measured; None when that is everywhere, or nowhere."""
+        if self.padding is None:
+            return None
+        low, high = self.padding
+        measured = (voxels < low) | (voxels > high)
+        if voxels is not self.voxels:  # the number may be given as the whole word, whatever its bits hold
+            measured &= (self.voxels < low) | (self.voxels > high)
+        return None if measured.all() or not measured.any() else measured
 
 
 def own_bits(voxels: npt.NDArray[Any], stored: int, highest: int) -> npt.NDArray[Any]:
