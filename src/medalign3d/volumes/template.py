@@ -185,6 +185,7 @@ def sample_averaged(
     *,
     where: NDArray[np.bool_] | None = None,
     fill: float = 0.0,
+    steps: int | None = None,
 ) -> Array:
     """Sample ``data`` on ``grid``; where grid voxels are larger than the image's, average several samples per voxel.
 
@@ -202,9 +203,12 @@ def sample_averaged(
         Boolean on ``grid``: only these voxels are computed, the others are ``fill``.
     fill
         Value outside the image.
+    steps
+        Samples per axis; found from the voxel sizes when omitted.
     """
-    source_mm = float(np.prod(voxel_sizes(np.linalg.inv(transform) @ affine)) ** (1 / 3))
-    steps = max(1, round(float(grid.zooms.mean()) / source_mm))
+    if steps is None:
+        source_mm = float(np.prod(voxel_sizes(np.linalg.inv(transform) @ affine)) ** (1 / 3))
+        steps = max(1, round(float(grid.zooms.mean()) / source_mm))
     if where is not None:
         return _sample_points(data, np.linalg.inv(affine) @ transform @ grid.affine, where, steps, fill)
     if steps == 1:
