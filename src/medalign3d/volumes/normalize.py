@@ -381,8 +381,8 @@ def params_sha256(params: Normalize) -> str:
 @dataclass(frozen=True)
 class _Task:
     image_id: str
-    root: str
-    source_path: str
+    root: str = field(repr=False)  # what prints a task that failed, as Dask does, prints no path
+    source_path: str = field(repr=False)
     source_format: str | None
     out_dir: str
     params: dict[str, Any]
@@ -542,7 +542,6 @@ def _normalize_all(
                 row = outcome.value
                 _check_answer(row, digest, workspace, params)
             else:
-                # A message may hold a path; the image's own row is the place for it, not a log.
                 row = {"image_id": record["image_id"], "verdict": "quarantined", "reason": "IMAGE_UNREADABLE"}
                 row["detail"] = f"{outcome.status}: {outcome.error}"[:300]
             row |= {"source_sha256": record["data_sha256"], "params_sha256": digest}

@@ -60,7 +60,7 @@ class Outcome:
     value
         What the function returned, when done.
     error
-        The exception's class name and message, when failed; a few words otherwise.
+        The exception's class and its place in the code, when failed; a few words otherwise. Nothing that names people.
     """
 
     index: int

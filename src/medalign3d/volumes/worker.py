@@ -4,6 +4,9 @@
 its standard input, and writes answers to what was its standard output. Messages are pickled, from and to the process
 that started this one. Being started this way, and not by :mod:`multiprocessing`, it does not import the caller's
 script again, and may be started by a process that :mod:`multiprocessing` would not let have children.
+
+Of an error only its class and its place in the code are sent: its message may quote a path or a header, which name
+people, and answers end in indices and logs.
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
+
+from medalign3d.errors import MedAlignError
 
 READY, DONE, FAILED, MEMORY = "ready", "done", "failed", "memory"
 """What an answer can be: the first after the start; the function's value; its error; it asked for too much memory."""
 
 PARENT_CHECK_SECONDS = 0.5
+_PACKAGE = Path(__file__).parents[1]
 GRACE_SECONDS = 60.0
 
 
@@ -96,15 +103,31 @@ def _out_of_memory(error: BaseException) -> bool:
     return False
 
 
+def describe_error(error: BaseException) -> str:
+    """An error in words that name nobody: its class, what an error of ours says is wrong, and where in the code.
+
+    >>> try:
+    ...     int("Jane")
+    ... except ValueError as error:
+    ...     describe_error(error).split(" (")[0]
+    'ValueError'
+    """
+    words = type(error).__name__
+    if isinstance(error, MedAlignError):
+        words += f": {error.what}"  # one clause without names; the rest of it may hold some
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames[1:] if _PACKAGE in Path(frame.filename).parents]
+    places = dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*own[-1:], *frames[-1:]))
+    return f"{words} ({', '.join(places)})" if places else words
+
+
 def _answer(function: Callable[[Any], Any], task: Any) -> tuple[str, Any]:
     try:
         return DONE, function(task)
     except BaseException as error:  # a task must never take its worker along
         if _out_of_memory(error):
             return MEMORY, ""
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-        return FAILED, f"{type(error).__name__}: {error}{place}"
+        return FAILED, describe_error(error)
 
 
 def main() -> None:
@@ -133,7 +156,7 @@ def main() -> None:
         except EOFError:
             return
         except Exception as error:  # a task that cannot be unpickled here
-            answer: tuple[str, Any] = (FAILED, f"{type(error).__name__}: {error}")
+            answer: tuple[str, Any] = (FAILED, describe_error(error))
         else:
             if limit_seconds is not None:
                 # The supervisor ends what is overdue; this works when it is gone and this process hangs in a library.
@@ -145,7 +168,7 @@ def main() -> None:
         except OSError:
             return
         except Exception as error:  # a value that cannot be pickled
-            write_message(answers, (FAILED, f"{type(error).__name__}: {error}"))
+            write_message(answers, (FAILED, describe_error(error)))
 
 
 if __name__ == "__main__":
