@@ -119,6 +119,16 @@ def test_the_size_of_a_brain_in_mni_space_is_unknown(params: Normalize) -> None:
     assert 14 < result.metrics["ventricles_ml"] < 26
 
 
+def test_fluid_up_to_the_bone_is_intracranial_fat_is_not() -> None:
+    template = mni.at_zoom(3.0)
+    brain = template.distance < -2.0
+    fluid = ~brain & (template.distance < 1.0)
+    head = np.where(brain, 0.7, np.where(fluid, 0.4, np.where(template.distance < 5.0, 0.05, 1.2))).astype(np.float32)
+    found = volumetry.intracranial(head, brain, template, 0.7)
+    assert not found[~brain & ~fluid].any()
+    assert found[fluid].mean() > 0.9
+
+
 @pytest.mark.parametrize("kind", ["noise", "flat", "inverted", "empty"])
 def test_what_is_no_brain_gives_finite_numbers(kind: str) -> None:
     template = mni.at_zoom(3.0)

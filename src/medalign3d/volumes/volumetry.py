@@ -11,14 +11,16 @@ to the head and meet the head's own intensities there:
    Ventricles: this, times the share of fluid, summed around the template's ventricles. Hippocampi: this, times the
    share of tissue, summed over the template's hippocampus. So an edge that the displacement missed by a millimetre is
    still counted on the right side.
-3. Brain: the mask times the share of tissue. Intracranial space: the template's, times the determinant.
+3. Brain: the mask times the share of tissue. Intracranial space: the mask and the fluid around it, up to the bone. The
+   determinant alone is too small: a head's tissue ends where its outer fluid begins, the template's where it is cut.
 
-No constant was fitted to people or to simulated heads: regions come from the template and from anatomy.
+No constant was fitted to people or to simulated heads, but one: the level below which the rim around the brain counts
+as bone was chosen of three on real heads against another method. Regions come from the template and from anatomy.
 
 Left is the person's left (negative x in MNI space).
 
-What it is not: a labelling of voxels. The intracranial volume is as good as the affine registration; it is unknown for
-brains that were brought to MNI space before they came here, and their other volumes are millilitres of MNI space.
+What it is not: a labelling of voxels. The intracranial volume is as good as the brain mask; it is unknown for brains
+that were brought to MNI space before they came here, and their other volumes are millilitres of MNI space.
 
 References
 ----------
@@ -55,7 +57,7 @@ FRACTION_COLUMNS: tuple[str, ...] = (
     "region_hippocampus_right_fraction",
     "region_brain_tissue_fraction",
 )
-"""Shares of the intracranial volume; known whether or not the head's size is."""
+"""Shares of the template's intracranial volume as registered; known whether or not the head's size is."""
 
 COARSE_MM, FINE_MM = 4.0, 2.0
 FINE_BOX_MM = np.array([[-50.0, 50.0], [-66.0, 46.0], [-40.0, 44.0]])
@@ -91,6 +93,10 @@ HIPPOCAMPUS_AXIS_MM = np.array(
 HIPPOCAMPUS_RADII_MM = np.array([7.5, 8.0, 7.5, 7.0, 6.5, 5.5])
 HIPPOCAMPUS_FLATTENING = 1.4
 """Its width over its height on those planes."""
+
+OUTER_FLUID_MM = 4.5
+OUTER_FLUID_LEVELS = (0.4, 0.9)
+"""Around the brain mask, what is this near and this bright (of grey matter) is fluid: bone is darker, fat brighter."""
 
 VENTRICLE_REACH_MM = 5.0
 """Fluid this far from the warped ventricles still is theirs, unless other fluid is nearer."""
@@ -318,6 +324,27 @@ def jacobian(displacement: Array, zoom: float) -> Array:
 # volumes
 
 
+def intracranial(head: Array, brain_mask: NDArray[np.bool_], template: Template, grey: float) -> NDArray[np.bool_]:
+    """The brain and the fluid between it and the skull.
+
+    Parameters
+    ----------
+    head, brain_mask, template
+        The registered, drift-corrected head, its brain mask, and the template on their common grid.
+    grey
+        The head's intensity of grey matter.
+
+    Returns
+    -------
+    Boolean array of the grid's shape.
+    """
+    low, high = OUTER_FLUID_LEVELS
+    near = ndimage.distance_transform_edt(~brain_mask, sampling=template.grid.zooms) <= OUTER_FLUID_MM
+    fluid = near & (head > low * grey) & (head < high * grey)
+    # Opening drops sheets and threads: dura and vessels that the two levels let pass.
+    return brain_mask | ndimage.binary_opening(brain_mask | fluid)
+
+
 def measure(
     data: Array,
     affine: Matrix,
@@ -347,8 +374,9 @@ def measure(
     Returns
     -------
     dict
-        One value per name in :data:`VOLUME_COLUMNS` (mL) and :data:`FRACTION_COLUMNS` (share of the intracranial
-        volume). Where fluid cannot be told from grey matter, the warped template regions alone are measured.
+        One value per name in :data:`VOLUME_COLUMNS` (mL) and :data:`FRACTION_COLUMNS` (share of the template's
+        intracranial volume times the determinant). Where fluid cannot be told from grey matter, the warped
+        template regions alone are measured.
     """
     regions, fine = _regions(), _level(FINE_MM).grid
     displacement = displacement_to(data, affine, transform)
@@ -383,5 +411,8 @@ def measure(
     }
     determinant = abs(float(np.linalg.det(transform[:3, :3])))
     out = {f"{name}_ml": value * determinant for name, value in template_ml.items()}
-    out["icv_ml"] = regions.icv_ml * determinant if head_size_known else float("nan")
+    out["icv_ml"] = float("nan")
+    if head_size_known:
+        voxels = np.count_nonzero(intracranial(head, brain_mask, template, grey))
+        out["icv_ml"] = voxels * float(np.prod(template.grid.zooms)) / 1000.0 * determinant
     return out | {f"region_{name}_fraction": value / regions.icv_ml for name, value in template_ml.items()}
