@@ -244,6 +244,17 @@ class Model(Section):
     lora: Lora
 
 
+class Augmentation(Section):
+    """Largest random changes of training volumes beside gain and shift; 0 leaves one out."""
+
+    rotation_degrees: Annotated[float, Field(ge=0.0, le=45.0)] = 0.0
+    translation_mm: Annotated[float, Field(ge=0.0)] = 0.0
+    scaling: Fraction = 0.0
+    bias_field: Fraction = 0.0
+    gamma: Fraction = 0.0
+    noise: Fraction = 0.0
+
+
 class Optimization(Section):
     """One training loop."""
 
@@ -259,6 +270,7 @@ class Optimization(Section):
     field_dropout: Fraction
     text_dropout: Fraction
     intensity_augmentation: Fraction
+    augmentation: Augmentation = Augmentation()
     finding_question_fraction: Fraction
     auxiliary_weight: Annotated[float, Field(ge=0.0)]
     validate_every: PositiveInt
@@ -274,6 +286,7 @@ class Training(Section):
     control_runs: PositiveInt
     workers: PositiveInt
     device: Literal["auto", "cpu", "cuda"]
+    compile: bool = False
 
 
 class Evaluate(Section):

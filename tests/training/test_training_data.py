@@ -50,7 +50,7 @@ def test_only_training_people_are_trained_on(project: Path, data: TrainingData) 
 def test_voxel_statistics_use_training_images_only(data: TrainingData) -> None:
     shown = torch.cat(list(data.training_images(7)))
     expected = data.volumes.take(data.training_rows)
-    assert torch.equal(shown, torch.from_numpy(expected).unsqueeze(1).float() / 255)
+    assert torch.equal(shown, torch.from_numpy(expected).unsqueeze(1))
 
 
 def test_classes_are_balanced_over_cohorts_and_classes(data: TrainingData) -> None:
@@ -195,20 +195,24 @@ def test_controls_change_the_image_and_nothing_else(project: Path, params: Param
             assert giver["person_id"] != taker["person_id"]
             assert giver["dataset"] == taker["dataset"]
         assert not torch.equal(own.volumes, theirs.volumes)
-        assert float(blind.batch(step).volumes.abs().max()) == 0.0
+        assert float(blind.batch(step).inputs(torch.device("cpu")).max()) == 0.0
     with pytest.raises(ParameterError, match="unknown control"):
         TrainingData.from_files(params, 0, control="mirrored", data_dir=project / "data")
 
 
-def test_intensity_augmentation_keeps_range_and_background(data: TrainingData) -> None:
+def test_volumes_travel_as_bytes_and_are_changed_on_the_device(data: TrainingData) -> None:
     batch = data.batch(3)
+    assert batch.volumes.dtype == torch.uint8
     raw = data.images([sample.image_row for sample in batch.samples])
-    assert float(batch.volumes.min()) >= 0
-    assert float(batch.volumes.max()) <= 1
-    assert (batch.volumes[raw == 0] == 0).all()
-    assert not torch.equal(batch.volumes, raw)
+    assert torch.equal(batch.volumes, raw)
+    device = torch.device("cpu")
+    shown = batch.send(device).inputs(device)
+    assert torch.equal(shown, data.batch(3).inputs(device))
+    assert float(shown.min()) >= 0
+    assert float(shown.max()) <= 1
+    assert (shown[raw == 0] == 0).all()
     limit = data.optimization.intensity_augmentation * 1.5 + 1e-6
-    assert float((batch.volumes - raw).abs().max()) <= limit
+    assert 0 < float((shown - raw / 255.0).abs().max()) <= limit
 
 
 def test_auxiliary_targets_are_standardized_on_training_images(data: TrainingData) -> None:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from medalign3d.errors import InputError, MedAlignError
@@ -33,3 +38,36 @@ def test_a_failing_job_raises_its_own_error_and_a_dead_one_says_so() -> None:
     assert caught.value.remedy == "make it"
     with pytest.raises(MedAlignError, match=r"worker process died[\s\S]*memory"):
         list(run_jobs([(_die, {"value": 1}), (_square, {"value": 2})], workers=2))
+
+
+def _wait_long(value: int) -> int:
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+    return value
+
+
+def test_workers_of_a_killed_parent_end() -> None:
+    program = (
+        "from test_training_processes import _wait_long\n"
+        "from medalign3d.training.processes import run_jobs\n"
+        "if __name__ == '__main__':\n"
+        "    list(run_jobs([(_wait_long, {'value': 1}), (_wait_long, {'value': 2})], workers=2))\n"
+    )
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *filter(None, sys.path)])}
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 20
+    while any(_runs(pid) for pid in workers) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

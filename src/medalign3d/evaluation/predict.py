@@ -40,7 +40,7 @@ from medalign3d.training.data import (
     split_column,
 )
 from medalign3d.training.loop import pick_device
-from medalign3d.training.processes import Job, run_jobs
+from medalign3d.training.processes import MODEL_MODULES, Job, run_jobs
 from medalign3d.training.runs import run_folder
 
 PREDICTION_COLUMNS = [
@@ -321,7 +321,7 @@ def evaluate_language_model(params: Params, language_model: str, *, data_dir: st
     ]
     parts: dict[int, pd.DataFrame] = {}
     with Progress(f"evaluate {language_model}", len(jobs)) as progress:
-        for number, part in run_jobs(jobs, workers=params.evaluate.workers):
+        for number, part in run_jobs(jobs, workers=params.evaluate.workers, preload=MODEL_MODULES):
             parts[number] = part
             progress.advance(1, f"{wanted[number][0]} run {wanted[number][1]}")
     return pd.concat([parts[number] for number in range(len(jobs))], ignore_index=True)

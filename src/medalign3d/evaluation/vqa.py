@@ -43,7 +43,7 @@ from medalign3d.progress import Progress
 from medalign3d.training.data import read_images, split_column
 from medalign3d.training.findings import FINDINGS, LETTERS, Thresholds, training_thresholds, with_options
 from medalign3d.training.loop import pick_device
-from medalign3d.training.processes import Job, run_jobs
+from medalign3d.training.processes import MODEL_MODULES, Job, run_jobs
 
 M3D_COLUMNS = [
     "Image Path",
@@ -468,7 +468,7 @@ def run_vqa(params: Params, *, data_dir: str | Path = "data") -> tuple[pd.DataFr
     ]
     parts: dict[int, pd.DataFrame] = {}
     with Progress("vqa", len(jobs)) as progress:
-        for number, part in run_jobs(jobs, workers=params.evaluate.workers):
+        for number, part in run_jobs(jobs, workers=params.evaluate.workers, preload=MODEL_MODULES):
             parts[number] = part
             progress.advance(1, " ".join(str(word) for word in wanted[number]))
     predictions = pd.concat([*(parts[n] for n in range(len(jobs))), majority_letter(questions)], ignore_index=True)

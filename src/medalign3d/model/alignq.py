@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
 
 from medalign3d.errors import ParameterError
@@ -75,8 +76,16 @@ class AlignQ(nn.Module):
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The text's [CLS] state; ids and mask (T, S) -> (T, H)."""
-        embedded = self.text_embeddings(input_ids=ids)
-        return self.qformer(query_embeds=embedded, query_length=0, attention_mask=mask).last_hidden_state[:, 0]
+        hidden = self.qformer.dropout(self.qformer.layernorm(self.text_embeddings(input_ids=ids)))
+        seen: Any = create_bidirectional_mask(config=self.qformer.config, inputs_embeds=hidden, attention_mask=mask)
+        *layers, last = self.qformer.encoder.layer
+        for layer in layers:
+            hidden = layer(hidden, attention_mask=seen)
+        # In the last layer only [CLS] is read: it asks, and all tokens answer.
+        first = last.attention(
+            hidden[:, :1], encoder_hidden_states=hidden, encoder_attention_mask=None if seen is None else seen[:, :, :1]
+        )
+        return last.feed_forward_chunk(first)[:, 0]
 
     def image_features(self, queries: Tensor) -> Tensor:
         """Unit vectors of the queries; (B, L, H) -> (B, L, d)."""

@@ -18,7 +18,7 @@ from medalign3d.files import atomic_path, read_json
 from medalign3d.model import lora
 from medalign3d.model.alignq import AlignQ, TextTokenizer
 from medalign3d.model.config import LoraConfig, ModelConfig
-from medalign3d.model.language import FrozenLanguageModel, format_question, length_groups
+from medalign3d.model.language import PASS_OVERHEAD, FrozenLanguageModel, format_question, length_groups
 from medalign3d.model.loading import (
     VisionParts,
     fingerprint,
@@ -212,7 +212,7 @@ class MedAlign3D(nn.Module):
     # -- parts of the forward pass -------------------------------------------------------------------------------------
 
     def encode_volumes(self, volumes: Tensor) -> Tensor:
-        """Query outputs; (B, 1, X, Y, Z) float32 in [0, 1] -> (B, L, H)."""
+        """Query outputs; (B, 1, X, Y, Z) uint8, or float in [0, 1] -> (B, L, H)."""
         return self.alignq(self.vision(self.sub_volumes(volumes)))
 
     def visual_prefix(self, volumes: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class MedAlign3D(nn.Module):
         """Unit vectors of texts, (B, d); equal texts are encoded once. ``kind`` is ``record`` or ``answer``."""
         unique = list(dict.fromkeys(texts))
         sequences = self.text_tokenizer.ids(unique)
-        groups = length_groups([len(sequence) for sequence in sequences])
+        groups = length_groups([len(sequence) for sequence in sequences], PASS_OVERHEAD.get(self.device.type, 400))
         encoded = torch.cat([self._encode_texts([sequences[i] for i in group]) for group in groups])
         projection = self.alignq.record_projection if kind == "record" else self.alignq.answer_projection
         features = nn.functional.normalize(projection(encoded), dim=-1)
@@ -262,7 +262,8 @@ class MedAlign3D(nn.Module):
         Parameters
         ----------
         volumes
-            (B, 1, X, Y, Z) float32 in [0, 1], or None for text only (then without contrastive and auxiliary loss).
+            (B, 1, X, Y, Z) uint8, or float in [0, 1], or None for text only (then without contrastive and auxiliary
+            loss).
         texts, questions
             B records (may be empty) and B questions.
         answers
@@ -307,9 +308,10 @@ class MedAlign3D(nn.Module):
 
         record_loss = answer_loss = zero
         if contrastive and queries is not None:
-            with_text = torch.tensor([bool(text.strip()) for text in texts], device=self.device)
+            known = [bool(text.strip()) for text in texts]
+            with_text = torch.tensor(known, device=self.device)
             with_answer = torch.tensor([bool(answer) for answer in answers], device=self.device)
-            if bool(with_text.any()):
+            if any(known):
                 record_loss = self._contrast(queries, texts, with_text, "record", label_smoothing)
             if labelled:
                 statements = [f"{question} {answer or ''}" for question, answer in zip(questions, answers, strict=True)]

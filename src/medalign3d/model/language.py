@@ -19,6 +19,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutput
 
 from medalign3d.errors import CheckpointError, InputError, ParameterError
+from medalign3d.model.vision import native_precision
 
 IGNORED = -100
 
@@ -42,6 +43,10 @@ def _pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) -
     longest = max(1, max(len(sequence) for sequence in sequences))
     ids = torch.tensor([[*sequence, *([value] * (longest - len(sequence)))] for sequence in sequences])
     return ids.to(device), torch.tensor([len(sequence) for sequence in sequences], device=device)
+
+
+PASS_OVERHEAD = {"cpu": 160, "cuda": 400}
+"""What one more pass costs, in tokens: through a tiny model of the demo on a CPU, a full-size one on a GPU."""
 
 
 def length_groups(lengths: Sequence[int], overhead: int = 400) -> list[list[int]]:
@@ -299,7 +304,10 @@ class FrozenLanguageModel(nn.Module):
             (B,) float32.
         """
         prefix_length = 0 if prefix is None else prefix.shape[1]
-        groups = length_groups([prefix_length + len(p) + len(a) for p, a in zip(prompts, answers, strict=True)])
+        groups = length_groups(
+            [prefix_length + len(p) + len(a) for p, a in zip(prompts, answers, strict=True)],
+            PASS_OVERHEAD.get(self.device.type, 400),
+        )
         if len(groups) == 1:
             return self._answer_loss(prefix, prompts, answers)
         losses = [
@@ -314,11 +322,18 @@ class FrozenLanguageModel(nn.Module):
     def _answer_loss(
         self, prefix: Tensor | None, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
     ) -> Tensor:
-        lengths = torch.tensor([len(answer) for answer in answers], device=self.device)
+        with native_precision(self.device, self.model.get_input_embeddings().weight.dtype):
+            return self._native_answer_loss(prefix, prompts, answers)
+
+    def _native_answer_loss(
+        self, prefix: Tensor | None, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    ) -> Tensor:
+        # Built on the CPU: sizes that depend on values would make a GPU wait.
+        counts = [len(answer) for answer in answers]
+        lengths = torch.tensor(counts, device=self.device)
         targets = torch.tensor([token for answer in answers for token in answer], device=self.device)
-        rows = torch.arange(len(answers), device=self.device).repeat_interleave(lengths)
-        first = (lengths.cumsum(0) - lengths)[rows]
-        offset = torch.arange(len(targets), device=self.device) - first
+        rows = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=self.device)
+        offset = torch.tensor([place for count in counts for place in range(count)], device=self.device)
         if self.encoder_decoder:
             hidden, mask = self._encode(prefix, prompts)
             with self._only_logits_at(rows, offset):

@@ -67,12 +67,20 @@ class CubeProjection(nn.Module):
         self.register_buffer("voxel_scale", torch.ones(self.pooled_shape))
 
     def pool(self, volumes: Tensor) -> Tensor:
-        """Average-pool the box; (B, 1, X, Y, Z) -> (B, x, y, z), float32."""
+        """Average-pool the box; (B, 1, X, Y, Z) uint8 or float in [0, 1] -> (B, x, y, z), float32 in [0, 1]."""
         (x, y, z), (x_end, y_end, z_end) = self.start, self.stop
         box = volumes[:, 0, x:x_end, y:y_end, z:z_end]
-        if self.pooling == 1:
-            return box.float()
-        return nn.functional.avg_pool3d(box.unsqueeze(1).float(), self.pooling).squeeze(1)
+        whole = 1.0 if box.is_floating_point() else 255.0
+        box = box.float()
+        if self.pooling > 1:
+            # Sums along one axis after the other: several times faster than avg_pool3d on a CPU.
+            for axis in (1, 2, 3):
+                shape = list(box.shape)
+                shape[axis : axis + 1] = [-1, self.pooling]
+                parts = box.reshape(shape).unbind(axis + 1)
+                box = sum(parts[1:], parts[0])
+            whole *= self.pooling**3
+        return box if whole == 1.0 else box / whole
 
     def cut(self, pooled: Tensor) -> Tensor:
         """Cut into cubes; (B, x, y, z) -> (B, count, cube**3), in C order of the grid and within each cube."""
@@ -147,7 +155,7 @@ class SubVolumeEmbedding(nn.Module):
             )
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Token sequence; (B, 1, X, Y, Z) in [0, 1] -> (B, 1 + sub-volumes, hidden)."""
+        """Token sequence; (B, 1, X, Y, Z) uint8 or float in [0, 1] -> (B, 1 + sub-volumes, hidden)."""
         self.check(volumes)
         first = (self.class_token + self.class_position).expand(volumes.shape[0], -1, -1)
         return torch.cat([first, *(projection(volumes) for projection in self.projections)], dim=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,54 @@ def resolve_layers(feature_layers: Sequence[int], blocks: int) -> tuple[int, ...
     return resolved
 
 
+class SelfAttention(nn.Module):
+    """A block's self-attention on its own weights, without copies of query, key and value.
+
+    transformers indexes a stacked tensor, whose backward pass fills three tensors of the stack's size with zeros and
+    adds them up; here they are views of one projection, and their gradients are written side by side once.
+
+    Parameters
+    ----------
+    attention
+        A ``Blip2Attention``, whose two projections are used (state-dict names stay the same).
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.qkv = attention.qkv
+        self.projection = attention.projection
+        self.num_heads = int(attention.num_heads)
+
+    def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Tensor, None]:
+        """Attention of all tokens to all; (B, N, hidden) -> (B, N, hidden), and no weights."""
+        batch, tokens, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.projection(attended.transpose(1, 2).reshape(batch, tokens, width)), None
+
+
+def replace_attention(blocks: nn.ModuleList) -> None:
+    """Give the blocks of a BLIP-2 vision transformer :class:`SelfAttention`; blocks of other kinds are left alone."""
+    from transformers.models.blip_2.modeling_blip_2 import Blip2Attention
+
+    for block in blocks:
+        attention = getattr(block, "self_attn", None)
+        if isinstance(attention, Blip2Attention):
+            block.self_attn = SelfAttention(attention)
+
+
+def native_precision(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Within it, frozen weights of half precision compute as they are.
+
+    Autocast would run their layer norms in float32 and keep float32 copies of every input for the backward pass. The
+    kernels accumulate in float32 by themselves.
+    """
+    if dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
 class FrozenVision(nn.Module):
     """Frozen transformer blocks with taps; only the layer norm after them and the taps' weights are trained.
 
@@ -59,6 +109,7 @@ class FrozenVision(nn.Module):
         self.taps = resolve_layers(feature_layers, len(blocks))
         # Blocks behind the deepest tap would be computed for nothing.
         self.blocks = nn.ModuleList(list(blocks)[: max(self.taps)])
+        replace_attention(self.blocks)
         self.blocks.requires_grad_(False)
         self.post_layernorm = post_layernorm.requires_grad_(True)
         self.activation_checkpointing = activation_checkpointing
@@ -80,10 +131,11 @@ class FrozenVision(nn.Module):
             if depth:
                 block = self.blocks[depth - 1]
                 hidden = hidden.to(dtype)
-                if self.activation_checkpointing and torch.is_grad_enabled():
-                    hidden = checkpoint(block, hidden, use_reentrant=False)
-                else:
-                    hidden = block(hidden)
+                with native_precision(hidden.device, dtype):
+                    if self.activation_checkpointing and torch.is_grad_enabled():
+                        hidden = checkpoint(block, hidden, use_reentrant=False)
+                    else:
+                        hidden = block(hidden)
             if depth in self.taps:
                 part = hidden.float()
                 if weights is not None:

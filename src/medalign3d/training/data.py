@@ -13,6 +13,7 @@ Not supported: left-right flips as augmentation, because sides are asked for.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from medalign3d.ehr.questions import Question, class_of, get_question
 from medalign3d.ehr.splits import benchmark_names, benchmark_parameters, read_assignment, split_for_run
 from medalign3d.errors import InputError, MedAlignError, ParameterError
 from medalign3d.params import Optimization, Params
+from medalign3d.training.augmentation import VolumeChanges, apply_changes, draw_changes
 from medalign3d.training.findings import FINDINGS, Thresholds, training_thresholds
 from medalign3d.volumes.store import load_index, read
 
@@ -162,8 +164,8 @@ class Volumes:
 
 
 def as_input(volumes: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Volumes (B, X, Y, Z) of uint8 as model input (B, 1, X, Y, Z) of float32 in [0, 1]."""
-    return torch.div(torch.from_numpy(np.ascontiguousarray(volumes)).unsqueeze(1), 255.0)  # one pass, true division
+    """Volumes (B, X, Y, Z) of uint8 as model input (B, 1, X, Y, Z); the model brings them to [0, 1] on its device."""
+    return torch.from_numpy(np.ascontiguousarray(volumes)).unsqueeze(1)
 
 
 def shuffled_rows(persons: Sequence[str], groups: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
@@ -228,13 +230,33 @@ class Sample:
 class Batch:
     """What the model is given.
 
-    ``volumes`` (B, 1, X, Y, Z) float32 in [0, 1]; ``auxiliary`` (B, K) float32, standardized, NaN where unknown.
+    ``volumes`` (B, 1, X, Y, Z) uint8 before ``changes``; ``auxiliary`` (B, K) float32, standardized, NaN where unknown.
     """
 
     step: int
     samples: tuple[Sample, ...]
     volumes: torch.Tensor
     auxiliary: torch.Tensor
+    changes: VolumeChanges | None = None
+    arrival: torch.cuda.Event | None = None
+
+    def send(self, device: torch.device) -> Batch:
+        """Start to bring the volumes to a GPU while it computes; on a CPU there is nothing to do."""
+        if device.type != "cuda":
+            return self
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            volumes = self.volumes.pin_memory().to(device, non_blocking=True)
+        return dataclasses.replace(self, volumes=volumes, arrival=stream.record_event())
+
+    def inputs(self, device: torch.device) -> torch.Tensor:
+        """The volumes on ``device``, sent there as bytes and changed there; (B, 1, X, Y, Z)."""
+        volumes = self.volumes.to(device, non_blocking=True)
+        if self.arrival is not None:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(self.arrival)
+            volumes.record_stream(stream)
+        return volumes if self.changes is None else apply_changes(volumes, self.changes)
 
     @property
     def texts(self) -> list[str]:
@@ -479,27 +501,21 @@ class TrainingData:
         """The training batch of a step; the same step of the same run always gives the same batch."""
         samples = self.samples(step)
         rows = [sample.image_row for sample in samples]
-        spread = self.optimization.intensity_augmentation
-        if spread > 0 and self.control != "blind":
-            random = np.random.default_rng([self.seed, 31, step])
-            gain, shift = 1 + spread * random.uniform(-1, 1, len(rows)), 0.5 * spread * random.uniform(-1, 1, len(rows))
-            # One table of 256 values per volume: the background stays black, everything else moves.
-            levels = np.clip(np.arange(256) / 255.0 * gain[:, None] + shift[:, None], 0, 1).astype(np.float32)
-            levels[:, 0] = 0.0
-            taken = self.volumes.take(rows)
-            augmented = np.empty((len(rows), 1, *self.volumes.shape), dtype=np.float32)
-            for volume, table, out in zip(taken, levels, augmented, strict=True):
-                np.take(table, volume, out=out[0])
-            volumes = torch.from_numpy(augmented)
-        else:
-            volumes = self.images(rows)
+        changes = None
+        if self.control != "blind":
+            changes = draw_changes(
+                self.optimization,
+                [(self.seed, 31, step, slot) for slot in range(len(rows))],
+                self.volumes.shape,
+                self.params.normalize.zooms_mm,
+            )
         auxiliary = torch.from_numpy(self._auxiliary[[sample.row for sample in samples]])
-        return Batch(step, samples, volumes, auxiliary)
+        return Batch(step, samples, self.images(rows), auxiliary, changes)
 
     def images(self, image_rows: Sequence[int]) -> torch.Tensor:
         """Model input for the images of ``image_rows``; black in the ``blind`` control."""
         if self.control == "blind":
-            return torch.zeros((len(image_rows), 1, *self.volumes.shape))
+            return torch.zeros((len(image_rows), 1, *self.volumes.shape), dtype=torch.uint8)
         return as_input(self.volumes.take(image_rows))
 
     def evaluation_items(self, splits: Sequence[str] = EVALUATED_SPLITS) -> list[EvaluationItem]:

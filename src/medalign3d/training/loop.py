@@ -159,11 +159,12 @@ def _load_checkpoint(folder: Path | None) -> dict[str, Any] | None:
 
 
 class _Batches:
-    """Batches of consecutive steps; on a GPU the next one is made while the model computes."""
+    """Batches of consecutive steps; for a GPU the next one is made and sent there while the model computes."""
 
-    def __init__(self, data: TrainingData, ahead: bool) -> None:
+    def __init__(self, data: TrainingData, device: torch.device) -> None:
         self._data = data
-        self._pool = ThreadPoolExecutor(1) if ahead else None
+        self._device = device
+        self._pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._waiting: tuple[int, Future[Batch]] | None = None
 
     def get(self, step: int, last: int) -> Batch:
@@ -172,10 +173,13 @@ class _Batches:
         if self._waiting is not None and self._waiting[0] == step:
             batch = self._waiting[1].result()
         else:
-            batch = self._data.batch(step)
+            batch = self._make(step)
         if step < last:
-            self._waiting = (step + 1, self._pool.submit(self._data.batch, step + 1))
+            self._waiting = (step + 1, self._pool.submit(self._make, step + 1))
         return batch
+
+    def _make(self, step: int) -> Batch:
+        return self._data.batch(step).send(self._device)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -232,7 +236,7 @@ def train(
     torch.manual_seed(seed)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameter_groups(optimization.weight_decay), lr=optimization.learning_rate, betas=(0.9, 0.98)
+        model.parameter_groups(optimization.weight_decay), lr=optimization.learning_rate, betas=(0.9, 0.98), fused=True
     )
     items = data.evaluation_items(("val",))
     best = _Best()
@@ -252,7 +256,7 @@ def train(
     trained_seconds, trained_samples = 0.0, 0
     sums: dict[str, float] = {}
     since = 0
-    batches = _Batches(data, ahead=device.type == "cuda")
+    batches = _Batches(data, device)
     model.train()
     stopped = False
     try:
@@ -266,7 +270,7 @@ def train(
                 batch = batches.get(step, optimization.steps - 1)
                 with _autocast(device, optimization.precision):
                     losses = model(
-                        batch.volumes.to(device, non_blocking=True),
+                        batch.inputs(device),
                         batch.texts,
                         batch.questions,
                         batch.answers,

@@ -1,8 +1,9 @@
-"""Independent jobs side by side in fresh processes: one thread each, results as they come, no orphan left behind.
+"""Independent jobs side by side in separate processes: one thread each, results as they come, no orphan left behind.
 
 The standard pools do not fit: one of them waits for ever when a worker is killed for memory, the other cannot stop
 workers that are busy. Here a dead worker is an error that says so, any error or Ctrl-C stops the others, and a worker
-whose parent has gone ends itself.
+whose parent has gone ends itself. Where the system can, workers are forked from a server that has imported the jobs'
+libraries once and computed nothing: importing them takes a worker longer than a short job.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -24,19 +24,30 @@ from medalign3d.errors import MedAlignError
 
 Job = tuple[Callable[..., Any], dict[str, Any]]
 """A function of a module (importable by name) and its keyword arguments."""
+MODEL_MODULES = ("medalign3d.model.composite", "peft")
+"""What jobs that train or evaluate a model import first of all."""
 
-PARENT_POLL_SECONDS = 2.0
 
-
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent() -> None:
     """End this process when its parent is gone (a killed parent cannot stop its children itself)."""
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_POLL_SECONDS)
-        os._exit(1)
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _context(jobs: Sequence[Job], preload: Sequence[str]) -> Any:
+    """How workers are started; ``preload`` names modules beside those of the jobs' functions."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    functions = [getattr(function, "func", function) for function, _ in jobs]
+    context.set_forkserver_preload(sorted({"__main__", *preload, *(function.__module__ for function in functions)}))
+    return context
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
@@ -64,11 +75,11 @@ def _rebuild(description: dict[str, Any]) -> MedAlignError:
     return kind(what, **description)
 
 
-def _worker(connection: Connection, parent: int, threads: int) -> None:
+def _worker(connection: Connection, threads: int) -> None:
     """Take jobs from the parent until it says None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _end_with_parent(parent)
+    _end_with_parent()
     while True:
         try:
             job = connection.recv()
@@ -106,7 +117,9 @@ class _TermAsExit:
         raise SystemExit(128 + number)
 
 
-def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int = 1) -> Iterator[tuple[int, Any]]:
+def run_jobs(
+    jobs: Sequence[Job], *, workers: int, threads: int = 1, preload: Sequence[str] = ()
+) -> Iterator[tuple[int, Any]]:
     """Run jobs and yield ``(job number, result)`` as each ends.
 
     Parameters
@@ -117,6 +130,8 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int = 1) -> Iterator
         Processes at most. With 1, or one job, the jobs run in this process with its own threads.
     threads
         Torch threads of each process.
+    preload
+        Modules that the jobs import while they run; they are imported once for all workers.
 
     Raises
     ------
@@ -128,7 +143,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int = 1) -> Iterator
             for number, (function, arguments) in enumerate(jobs):
                 yield number, function(**arguments)
         return
-    context = multiprocessing.get_context("spawn")
+    context = _context(jobs, preload)
     pending = list(enumerate(jobs))
     busy: dict[Connection, int] = {}
     processes: list[Any] = []
@@ -140,7 +155,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int = 1) -> Iterator
             os.environ.update(dict.fromkeys(names[:3], str(threads)) | {names[3]: "false"})
             for _ in range(min(workers, len(jobs))):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_worker, args=(theirs, os.getpid(), threads), daemon=True)
+                process = context.Process(target=_worker, args=(theirs, threads), daemon=True)
                 process.start()
                 theirs.close()
                 processes.append((process, ours))

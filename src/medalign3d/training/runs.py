@@ -23,7 +23,7 @@ from medalign3d.errors import InputError
 from medalign3d.params import Params
 from medalign3d.training.data import TrainingData
 from medalign3d.training.loop import HistoryRow, pick_device, remove_scratch, train
-from medalign3d.training.processes import Job, run_jobs
+from medalign3d.training.processes import MODEL_MODULES, Job, run_jobs
 
 SCRATCH = Path(".scratch")
 
@@ -112,6 +112,10 @@ def train_run(
     else:
         model = make_model(params, language_model, data, seed)
     model.to(device)
+    if params.training.compile and device.type == "cuda":
+        from medalign3d.model.compilation import compile_blocks
+
+        compile_blocks(model)
     training = data.table.iloc[data.training_rows]
     about: dict[str, Any] = {
         "stage": stage,
@@ -180,7 +184,7 @@ def train_run(
 
 def _run_all(params: Params, jobs: list[Job]) -> list[dict[str, Any]]:
     """Run jobs in ``training.workers`` processes; results in the order of the jobs."""
-    results: dict[int, dict[str, Any]] = dict(run_jobs(jobs, workers=params.training.workers))
+    results: dict[int, dict[str, Any]] = dict(run_jobs(jobs, workers=params.training.workers, preload=MODEL_MODULES))
     return [results[number] for number in range(len(jobs))]
 
 
