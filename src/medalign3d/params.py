@@ -274,6 +274,7 @@ class Optimization(Section):
     finding_question_fraction: Fraction
     auxiliary_weight: Annotated[float, Field(ge=0.0)]
     validate_every: PositiveInt
+    freeze_image: bool = False
     precision: Literal["float32", "bfloat16"]
 
 
@@ -403,6 +404,14 @@ class Params(Section):
             problems.append("training.runs: cannot be more than split.folds when split.mode is cross_validation")
         if self.training.control_runs > self.training.runs:
             problems.append("training.control_runs: cannot be more than training.runs")
+        if self.pretrain.freeze_image:
+            problems.append("pretrain.freeze_image: only tune goes on from trained sub-volumes; set it to false")
+        changed = self.tune.intensity_augmentation or any(self.tune.augmentation.model_dump().values())
+        if self.tune.freeze_image and changed:
+            problems.append(
+                "tune.freeze_image: kept features are those of unchanged volumes; set tune.intensity_augmentation and "
+                "tune.augmentation to 0"
+            )
         grid = self.model.sub_volumes
         for axis, size in zip("xyz", self.normalize.shape, strict=True):
             if size % (grid.pooling * grid.cube):

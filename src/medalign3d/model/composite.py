@@ -212,8 +212,18 @@ class MedAlign3D(nn.Module):
     # -- parts of the forward pass -------------------------------------------------------------------------------------
 
     def encode_volumes(self, volumes: Tensor) -> Tensor:
-        """Query outputs; (B, 1, X, Y, Z) uint8, or float in [0, 1] -> (B, L, H)."""
+        """Query outputs; (B, 1, X, Y, Z) uint8, or float in [0, 1] -> (B, L, H).
+
+        What :meth:`image_taps` made of volumes, (B, taps, N, hidden), is gone on from; nothing before it then trains.
+        """
+        if volumes.ndim == 4:
+            return self.alignq(self.vision.combine(volumes.unbind(1)))
         return self.alignq(self.vision(self.sub_volumes(volumes)))
+
+    @torch.no_grad()
+    def image_taps(self, volumes: Tensor) -> Tensor:
+        """What may be kept of volumes while the sub-volume embedding stands still; -> (B, taps, N, hidden)."""
+        return self.vision.read_taps(self.sub_volumes(volumes))
 
     def visual_prefix(self, volumes: Tensor) -> Tensor:
         """Visual tokens of the language model; (B, 1, X, Y, Z) -> (B, L, D). Shared by all prompts about an image."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -113,6 +113,7 @@ class FrozenVision(nn.Module):
         self.blocks.requires_grad_(False)
         self.post_layernorm = post_layernorm.requires_grad_(True)
         self.activation_checkpointing = activation_checkpointing
+        self.width = int(post_layernorm.normalized_shape[0])
         self.tap_weights = nn.Parameter(torch.zeros(len(self.taps))) if len(self.taps) > 1 else None
 
     def train(self, mode: bool = True) -> FrozenVision:
@@ -121,12 +122,14 @@ class FrozenVision(nn.Module):
         self.blocks.eval()
         return self
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Features; (B, N, hidden) -> (B, N, hidden) in float32."""
-        weights = None if self.tap_weights is None else self.tap_weights.softmax(0)
-        features: Tensor | None = None
-        hidden = tokens
-        dtype = next((parameter.dtype for parameter in self.blocks.parameters()), tokens.dtype)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the frozen blocks."""
+        return next((parameter.dtype for parameter in self.blocks.parameters()), torch.float32)
+
+    def _taps(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Hidden states at the tapped depths, in their order from the input on."""
+        hidden, dtype = tokens, self.dtype
         for depth in range(max(self.taps) + 1):
             if depth:
                 block = self.blocks[depth - 1]
@@ -137,8 +140,23 @@ class FrozenVision(nn.Module):
                     else:
                         hidden = block(hidden)
             if depth in self.taps:
-                part = hidden.float()
-                if weights is not None:
-                    part = part * weights[self.taps.index(depth)]
-                features = part if features is None else features + part
+                yield hidden
+
+    def read_taps(self, tokens: Tensor) -> Tensor:
+        """Hidden states at the tapped depths; (B, N, hidden) -> (B, taps, N, hidden)."""
+        return torch.stack([hidden.to(self.dtype) for hidden in self._taps(tokens)], dim=1)
+
+    def combine(self, taps: Iterable[Tensor]) -> Tensor:
+        """Features from what was tapped, each (B, N, hidden) -> (B, N, hidden) in float32."""
+        weights = None if self.tap_weights is None else self.tap_weights.softmax(0)
+        features: Tensor | None = None
+        for depth, hidden in zip(sorted(self.taps), taps, strict=True):
+            part = hidden.float()
+            if weights is not None:
+                part = part * weights[self.taps.index(depth)]
+            features = part if features is None else features + part
         return self.post_layernorm(features)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Features; (B, N, hidden) -> (B, N, hidden) in float32."""
+        return self.combine(self._taps(tokens))

@@ -14,7 +14,7 @@ Not supported: left-right flips as augmentation, because sides are asked for.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -351,6 +351,11 @@ class TrainingData:
                 remedy="check split.benchmarks in params.yaml against the cohorts' labels",
             )
         self._orders: dict[tuple[int, int, int], npt.NDArray[np.int64]] = {}
+        self._features: Callable[[Sequence[int]], torch.Tensor] | None = None
+
+    def use_features(self, take: Callable[[Sequence[int]], torch.Tensor]) -> None:
+        """Give the model image features of rows from now on, in place of volumes (``tune.freeze_image``)."""
+        self._features = take
 
     @classmethod
     def from_files(
@@ -502,7 +507,7 @@ class TrainingData:
         samples = self.samples(step)
         rows = [sample.image_row for sample in samples]
         changes = None
-        if self.control != "blind":
+        if self.control != "blind" and self._features is None:
             changes = draw_changes(
                 self.optimization,
                 [(self.seed, 31, step, slot) for slot in range(len(rows))],
@@ -514,6 +519,8 @@ class TrainingData:
 
     def images(self, image_rows: Sequence[int]) -> torch.Tensor:
         """Model input for the images of ``image_rows``; black in the ``blind`` control."""
+        if self._features is not None:
+            return self._features(image_rows)
         if self.control == "blind":
             return torch.zeros((len(image_rows), 1, *self.volumes.shape), dtype=torch.uint8)
         return as_input(self.volumes.take(image_rows))

@@ -94,6 +94,7 @@ def train_run(
 ) -> dict[str, Any]:
     """Train one run and write its folder; returns its metrics (see the module's docstring for what is written)."""
     from medalign3d.model.composite import MedAlign3D
+    from medalign3d.model.feature_cache import FeatureCache
 
     tuned = stage == "tune"
     optimization = params.tune if tuned else params.pretrain
@@ -129,6 +130,12 @@ def train_run(
         "validation_images": int((data.split == "val").sum()),
         "trainable_parameters": model.trainable_count(),
     }
+    features = None
+    if optimization.freeze_image:
+        digests = data.table["volume_sha256"].astype(str).tolist()
+        normalize = params.normalize.model_dump(mode="json")
+        features = FeatureCache(SCRATCH / "features", model.eval(), normalize, digests, data.images)
+        data.use_features(features.take)
     arguments = {"stage": stage, "language_model": language_model, "run": run, "control": control}
     scratch = _scratch_folder(params, arguments, data) if keep_scratch else None
     ablations = tuple(dict.fromkeys((params.evaluate.headline_text, "demographics_only")))
@@ -174,6 +181,8 @@ def train_run(
                 if record is not None:
                     files.write_json(temporary / "mlflow_run.json", record)
     remove_scratch(scratch)
+    if features is not None:
+        features.remove()
     return {
         **metrics,
         "samples_per_second": result.samples_per_second,
