@@ -70,7 +70,8 @@ def test_plausible_and_complete(plain: dict[str, float]) -> None:
     assert 2.5 < plain["hippocampus_left_ml"] < 5
     assert abs(plain["hippocampus_left_ml"] / plain["hippocampus_right_ml"] - 1) < 0.04
     assert plain["brain_tissue_ml"] < plain["icv_ml"]
-    assert plain["icv_ml"] == pytest.approx(0.92**3 * 1887, rel=0.03)
+    # The outline lies a little outside the template's own mask, which ends at the brain's surface.
+    assert 1.0 < plain["icv_ml"] / (0.92**3 * 1887) < 1.07
 
 
 @pytest.mark.parametrize("strength", [0.5, -0.3])

@@ -1,4 +1,10 @@
-"""The brain mask of a registered head: the template's brain, moved to where this head's tissue ends."""
+"""The brain mask of a registered head: its own tissue and, half-way to the template's brain, the fluid around it.
+
+Tissue ends where the image says so. The fluid between tissue and skull is as dark as the skull, so the image does not
+say where the brain's cavity ends; but the mask should hold it, as the masks of stripped public images do, because
+atrophy is seen in it. The outline is therefore laid where the mean of two distances, to the head's own tissue and to
+the template's brain, reaches a fixed value.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +22,15 @@ people differ most, less at the base, where vessels, marrow and eye muscles touc
 
 CORE_MM = 9.0
 """Deeper than this under the template's surface everything is brain (ventricles included)."""
+
+OWN_SHARE = 0.6
+"""Weight of the distance to the head's own tissue in the outline; the rest is that to the template's brain."""
+
+RIM_MM, CROWN_RIM_MM = 2.75, 3.75
+"""Where the outline lies outside both: farther at the crown, where fluid gathers."""
+
+RIM_BRIGHT = 1.25
+"""Beyond the tissue, what is brighter than white matter by this factor is fat, marrow or an eye's muscle."""
 
 _FACES = ndimage.generate_binary_structure(3, 1)
 _EDGES = ndimage.generate_binary_structure(3, 2)
@@ -47,7 +62,7 @@ def largest_component(mask: Mask, seed: Mask) -> Mask:
 
 
 def brain_mask(image: Array, template: Template, tissue: Tissue) -> Mask:
-    """Find the brain.
+    """Find the brain with the fluid around it.
 
     Parameters
     ----------
@@ -62,6 +77,37 @@ def brain_mask(image: Array, template: Template, tissue: Tissue) -> Mask:
     -------
     Boolean array of the grid's shape.
     """
+    own = tissue_mask(image, template, tissue)
+    if not own.any():
+        return own
+    # Distances are needed near the brain only.
+    reach = template.distance < CROWN_REACH_MM + 4.0
+    box = tuple(
+        slice(int(places.min()), int(places.max()) + 1)
+        for places in (np.flatnonzero(reach.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    )
+    inner = own[box]
+    distance = _signed_distance(inner, template.grid.zooms)
+    height = template.grid.coordinates()[2][:, :, box[2]]
+    rim = RIM_MM + (CROWN_RIM_MM - RIM_MM) * np.clip((height - 20.0) / 30.0, 0.0, 1.0)
+    grown = OWN_SHARE * distance + (1.0 - OWN_SHARE) * template.distance[box] < rim
+    grown &= (distance <= 0) | (image[box] <= RIM_BRIGHT * tissue.levels[2])
+    smooth = (ndimage.gaussian_filter(grown.astype(np.float32), 0.8, truncate=3.0) > 0.5) | inner
+    found = np.zeros_like(own)
+    found[box] = largest_component(smooth, inner)
+    return found
+
+
+def _signed_distance(mask: Mask, zooms: NDArray[np.float64]) -> Array:
+    """Distance to the mask's outline in millimetres, negative inside; float32."""
+    sampling = [float(z) for z in zooms]
+    outside = ndimage.distance_transform_edt(~mask, sampling)
+    inside = ndimage.distance_transform_edt(mask, sampling)
+    return np.asarray(outside - inside, dtype=np.float32)
+
+
+def tissue_mask(image: Array, template: Template, tissue: Tissue) -> Mask:
+    """Find the brain's tissue, its furrows and ventricles; parameters and result as of :func:`brain_mask`."""
     zoom = float(template.grid.zooms[0])
     height = template.grid.coordinates()[2]
     reach = REACH_MM + (CROWN_REACH_MM - REACH_MM) * np.clip((height - 50.0) / 20.0, 0.0, 1.0)

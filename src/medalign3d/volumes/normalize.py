@@ -44,7 +44,7 @@ from medalign3d.volumes.read import Volume, check, read_volume
 if TYPE_CHECKING:
     import pandas as pd
 
-ALGORITHM_VERSION = 5
+ALGORITHM_VERSION = 6
 """Part of every cache key: raised when the arrays that this package makes change."""
 
 MINIMUM_GREY_WHITE_CONTRAST = 0.8
