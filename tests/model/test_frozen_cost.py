@@ -12,6 +12,7 @@ from transformers.activations import NewGELUActivation
 from transformers.models.blip_2.modeling_blip_2 import Blip2EncoderLayer
 
 from medalign3d.model.language import replace_slow_gelu
+from medalign3d.model.lora import adapted_layers
 from medalign3d.model.sub_volumes import CubeProjection
 from medalign3d.model.vision import SelfAttention, native_precision, replace_attention
 
@@ -107,3 +108,41 @@ def test_the_text_branch_reads_only_its_first_token(build: Any, text_branch: str
     embedded = model.alignq.text_embeddings(input_ids=ids)
     whole = model.alignq.qformer(query_embeds=embedded, query_length=0, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(model.alignq.encode_text(ids, mask), whole[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_of_a_half_precision_model_keep_no_float32_inputs(build: Any, kind: str) -> None:
+    model = build(kind, dtype="bfloat16")
+    model.add_lora(seed=2)
+    for layer in adapted_layers(model.language.model):
+        torch.nn.init.normal_(layer.lora_B["default"].weight, 0.0, 0.02)
+    texts, questions = ["Age 74 years; MMSE 27/30."] * 3, ["Does this person have dementia?"] * 3
+    prompts = model.language.encode_prompts(texts, questions)
+    answers = model.language.encode_answers(["no dementia"] * 3)
+    positions = 3 * (len(prompts[0]) if model.language.encoder_decoder else len(prompts[0]) + len(answers[0]) - 1)
+    large: list[tuple[int, ...]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.float32 and tensor.numel() == positions * model.language.hidden_size:
+            large.append(tuple(tensor.shape))
+        return tensor
+
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        losses = model.language.answer_loss(None, prompts, answers)
+    losses.mean().backward()
+    # T5's norm computes in float32 by itself.
+    assert kind == "t5" or not large
+    adapters = [p for p in model.language.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.any() for p in adapters)
+
+    whole = build(kind)
+    whole.add_lora(seed=2)
+    whole.load_trainable_state_dict(model.trainable_state_dict())
+    expected = whole.language.answer_loss(None, prompts, answers)
+    torch.testing.assert_close(losses.detach(), expected.detach(), rtol=0.05, atol=0.05)
+    expected.mean().backward()
+    reference = torch.cat([p.grad.flatten() for p in whole.language.parameters() if p.grad is not None])
+    own = torch.cat([p.grad.flatten() for p in adapters if p.grad is not None])
+    assert float(nn.functional.cosine_similarity(own, reference, dim=0)) > 0.98

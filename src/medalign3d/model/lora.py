@@ -9,6 +9,7 @@ readable by PEFT itself. A probe at build time checks on the model that keys do 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -192,6 +193,9 @@ def add_lora(model: Any, config: LoraConfig, seed: int = 0) -> AdapterReport:
                 )
             _mask_gradient(layer, weight, mask)
             parameters -= int((~mask).sum())
+    if model.get_input_embeddings().weight.dtype != torch.float32:
+        for layer in layers:
+            _compute_in_input_precision(layer)
     _check_keys_stay(model, keys_before, layers, layout, config.rank)
     return AdapterReport(len(layers), targets, layout is not None, parameters)
 
@@ -203,6 +207,20 @@ def value_mask(model_config: Any, layout: FusedLayout, rank: int) -> Tensor:
     mask[queries, :rank] = True
     mask[values, rank:] = True
     return mask
+
+
+def _compute_in_input_precision(layer: Any) -> None:
+    """Multiply with an adapter's float32 weights in the precision of the input, as autocast would.
+
+    PEFT turns the input into float32 instead: twice the memory for the backward pass, and slow products.
+    """
+    layer.cast_input_dtype_enabled = False
+    for part in (layer.lora_A["default"], layer.lora_B["default"]):
+        part.forward = functools.partial(_linear_as_given, part)
+
+
+def _linear_as_given(part: nn.Linear, hidden: Tensor) -> Tensor:
+    return nn.functional.linear(hidden, part.weight.to(hidden.dtype))
 
 
 def _mask_gradient(layer: nn.Module, weight: Tensor, mask: Tensor) -> None:
