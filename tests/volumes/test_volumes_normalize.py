@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -423,3 +424,17 @@ def test_an_empty_image_ends_in_an_answer() -> None:
     found = register.register(empty, np.diag([4.0, 4.0, 4.0, 1.0]))
     assert np.isfinite(found.transform).all()
     assert found.correlation < 0.1
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_lobe_cut_off_is_seen(params: Normalize, moved: bool) -> None:
+    """Another program's brain extraction sometimes takes the frontal lobes along."""
+    pose = posed((12, 10, -8), (10, 0, 8)) if moved else np.eye(4)
+    head = make_head(pose, scalp=False, shape=(100, 120, 100)).volume
+    whole = normalize_volume(head, params)
+    assert (whole.verdict, whole.method == "gauss-newton") == ("accepted", moved)
+    ahead = head.affine[1, 1] * np.arange(head.data.shape[1]) + head.affine[1, 3] - pose[1, 3]
+    data = head.data * (ahead < 42.0)[None, :, None]
+    cut = normalize_volume(dataclasses.replace(head, data=data.astype(np.float32)), params)
+    assert cut.verdict == "quarantined"
+    assert re.search("of the brain is blank", cut.detail)

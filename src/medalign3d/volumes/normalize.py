@@ -44,7 +44,7 @@ from medalign3d.volumes.read import Volume, check, read_volume
 if TYPE_CHECKING:
     import pandas as pd
 
-ALGORITHM_VERSION = 6
+ALGORITHM_VERSION = 7
 """Part of every cache key: raised when the arrays that this package makes change."""
 
 MINIMUM_GREY_WHITE_CONTRAST = 0.8
@@ -62,6 +62,10 @@ ALIGNED_MM = 7.0
 """Mean shift that a registration may find in an image that counts as already aligned."""
 MAXIMUM_BLANK = 0.15
 """Share of the template's brain that may be blank in the image (none is in whole heads; ventricles are 2-9 %)."""
+
+MISSING_SHELL_MM = (-20.0, -4.0)
+MAXIMUM_MISSING_ML = 25.0
+"""A blank piece so large, this deep under the surface (ventricles lie deeper), is brain that another program cut off."""
 
 BACKGROUND_FRACTION = 0.02
 """Below this share of the 99th percentile a voxel counts as blank."""
@@ -141,6 +145,25 @@ def _blank_share(head: Array, template: mni.Template) -> float:
     return float((head[template.distance > 7.0] <= ceiling).mean())
 
 
+def missing_ml(blank: NDArray[np.bool_], template: mni.Template) -> float:
+    """Volume (mL of MNI space) of the largest blank piece in the outer brain of a registered image.
+
+    Stripping sometimes takes a frontal lobe along. Furrows are too thin to count.
+    """
+    deepest, outermost = MISSING_SHELL_MM
+    shell = (template.distance > deepest) & (template.distance < outermost)
+    labels, count = ndimage.label(ndimage.binary_erosion(blank & shell))
+    if count == 0:
+        return 0.0
+    return float(np.bincount(labels.ravel())[1:].max()) * float(np.prod(template.grid.zooms)) / 1000.0
+
+
+def _missing(blank: NDArray[np.bool_], template: mni.Template) -> str:
+    """The gate's words about a missing piece of brain; empty where none is missing."""
+    lost = missing_ml(blank, template)
+    return f"a piece of {lost:.0f} mL of the brain is blank" if lost > MAXIMUM_MISSING_ML else ""
+
+
 def is_already_normalized(head: Array, template: mni.Template) -> tuple[bool, NDArray[np.bool_]]:
     """Whether an image, sampled on the template's grid as its affine says, is a stripped brain in MNI space.
 
@@ -205,6 +228,7 @@ def _attempt(
     empty = float(blank[template.distance < -4.0].mean())
     if not problem and empty > MAXIMUM_BLANK:
         problem = f"{empty:.0%} of the brain is blank"
+    problem = problem or _missing(blank, template)
     return _Attempt(registration, head, tissue, found_mask, found, problem)
 
 
@@ -258,7 +282,7 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
         tissue = bias.fit(as_is, template, correct=False)
         if tissue is not None:
             found = quality.measure(as_is, template, np.eye(4), tissue, solid, 1.0)
-            problem = _judge(found, params)
+            problem = _judge(found, params) or _missing(as_is <= BACKGROUND_FRACTION * tissue.levels[2], template)
             if not problem:
                 sampled = mni.sample_averaged(data, affine, target, np.eye(4))
                 ceiling = np.float32(BACKGROUND_FRACTION * np.percentile(as_is, 99))
