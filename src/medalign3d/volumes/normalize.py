@@ -65,7 +65,7 @@ MAXIMUM_BLANK = 0.15
 
 MISSING_SHELL_MM = (-20.0, -4.0)
 MAXIMUM_MISSING_ML = 25.0
-"""A blank piece so large, this deep under the surface (ventricles lie deeper), is brain that another program cut off."""
+"""A blank piece so large, this deep under the surface (ventricles lie deeper), is brain that was cut off before."""
 
 BACKGROUND_FRACTION = 0.02
 """Below this share of the 99th percentile a voxel counts as blank."""
