@@ -10,8 +10,11 @@ from torch import nn
 from transformers import Blip2VisionConfig
 from transformers.activations import NewGELUActivation
 from transformers.models.blip_2.modeling_blip_2 import Blip2EncoderLayer
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from medalign3d.model.language import replace_slow_gelu
+from medalign3d.model.language import replace_slow_gelu, replace_slow_norms
 from medalign3d.model.lora import adapted_layers
 from medalign3d.model.sub_volumes import CubeProjection
 from medalign3d.model.vision import SelfAttention, native_precision, replace_attention
@@ -91,6 +94,22 @@ def test_the_fused_gelu_is_the_written_out_one() -> None:
     assert float((layers(values) - written).abs().max()) < 1e-6
     small = values.abs() < 4
     assert float((layers(values) - written)[small].abs().max()) < 5e-7
+
+
+@pytest.mark.parametrize("norm", [T5LayerNorm, LlamaRMSNorm, Qwen3RMSNorm])
+def test_fused_norms_are_the_written_out_ones(norm: Any) -> None:
+    torch.manual_seed(2)
+    layers = nn.ModuleDict({"layer_norm": norm(WIDTH, eps=1e-5)})
+    nn.init.normal_(layers["layer_norm"].weight, 1.0, 0.2)
+    hidden = torch.randn(3, TOKENS, WIDTH) * 4
+    written = layers["layer_norm"](hidden)
+    names = set(layers.state_dict())
+    replace_slow_norms(layers)
+    assert isinstance(layers["layer_norm"], nn.RMSNorm)
+    assert set(layers.state_dict()) == names
+    torch.testing.assert_close(layers["layer_norm"](hidden), written, rtol=1e-6, atol=1e-6)
+    half = layers.bfloat16().requires_grad_(False)["layer_norm"](hidden.bfloat16())
+    torch.testing.assert_close(half.float(), written, rtol=0.02, atol=0.02)
 
 
 def test_bytes_and_numbers_give_the_same_tokens() -> None:
