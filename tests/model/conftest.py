@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_examples import ANSWERS, CANDIDATES, QUESTIONS, TEXTS
 
 from medalign3d.model.backbones import LANGUAGE_KINDS, make_language_checkpoint, make_vision_checkpoint
 from medalign3d.model.composite import MedAlign3D
@@ -66,31 +67,6 @@ def volumes() -> torch.Tensor:
     """Five random volumes of coarse structure."""
     coarse = torch.rand(5, 1, 4, 4, 4, generator=torch.Generator().manual_seed(3))
     return torch.nn.functional.interpolate(coarse, (24, 24, 24))
-
-
-TEXTS = [
-    "Age 74 years; female; 16 years of education; MMSE 27/30; global CDR 0.5.",
-    "Male.",
-    "",
-    "Age 81 years; male; 12 years of education; MMSE 19/30; global CDR 1; logical memory delayed recall 2/25; "
-    "history of diabetes, hypertension.",
-    "Age 66 years; female; MMSE 30/30.",
-]
-QUESTIONS = [
-    "What is the cognitive diagnosis of this person?",
-    "Does this person have dementia?",
-    "Is there hippocampal atrophy? Options: no; yes.",
-    "What is the cognitive diagnosis of this person?",
-    "What is the sex of this person?",
-]
-ANSWERS = ["mild cognitive impairment", "no dementia", "yes", "dementia", "female"]
-CANDIDATES = [
-    ["normal cognition", "mild cognitive impairment", "dementia"],
-    ["no dementia", "dementia"],
-    ["no", "yes"],
-    ["normal cognition", "mild cognitive impairment", "dementia"],
-    ["female", "male"],
-]
 
 
 @pytest.fixture

@@ -4,6 +4,10 @@ The sequence is ``visual prefix | record | question | answer + EOS``, contiguous
 encoder-decoder reads the first three (and EOS) with its encoder and writes the answer with its decoder. Padding at the
 end keeps positions right without any position ids and lets a causal model run without an attention mask, so batch
 mates cannot change a result. The record is cut to fit, the question never.
+
+A shared key-value cache holds the padding of shorter prompts. That is harmless where every layer attends by a mask to
+the whole past; a sliding window shorter than the sequence would count the padding, and a recurrent layer would read it.
+Such models are scored and generate without a cache: slower, and right.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from medalign3d.errors import CheckpointError, InputError, ParameterError
 from medalign3d.model.vision import native_precision
 
 IGNORED = -100
+CACHEABLE_LAYERS = ("full_attention", "sliding_attention")
 
 
 def format_question(question: str) -> str:
@@ -163,6 +168,7 @@ class FrozenLanguageModel(nn.Module):
                 expected=f"at most {rows}, the rows of the model's embedding",
             )
         self.eos_id = int(end)
+        self.stop_ids = self._find_stop_ids()
         # Padding is never attended to and never a target: any id inside the vocabulary will do.
         self.pad_id = self.eos_id
         if self.encoder_decoder:
@@ -175,18 +181,29 @@ class FrozenLanguageModel(nn.Module):
                     expected="a token id",
                 )
             self.start_id = int(start)
-        limit = getattr(config, "max_position_embeddings", None)
-        self.position_limit = int(limit) if isinstance(limit, int) and not self.encoder_decoder else None
-        longest = prefix_length + maximum_prompt_tokens + maximum_new_tokens
+        text_config = config.get_text_config()
+        limit = getattr(text_config, "max_position_embeddings", None)
+        self.position_limit = int(limit) if isinstance(limit, int) else None
+        # An encoder-decoder writes its answer at positions of its own.
+        written = 0 if self.encoder_decoder else maximum_new_tokens
+        longest = prefix_length + maximum_prompt_tokens + written
         if self.position_limit is not None and longest > self.position_limit:
             raise ParameterError(
                 "prompts can be longer than the language model's positions",
                 where="model.language.maximum_prompt_tokens",
-                found=f"{prefix_length} visual + {maximum_prompt_tokens} prompt + {maximum_new_tokens} new tokens",
+                found=f"{prefix_length} visual + {maximum_prompt_tokens} prompt + {written} new tokens",
                 expected=f"at most {self.position_limit}",
             )
         parameters = inspect.signature(model.forward).parameters
-        self.cacheable = not self.encoder_decoder and "position_ids" in parameters
+        kinds = getattr(text_config, "layer_types", None) or ("full_attention",)
+        self.cacheable = (
+            not self.encoder_decoder
+            and "position_ids" in parameters
+            and not getattr(model, "_is_stateful", False)
+            and all(kind in CACHEABLE_LAYERS for kind in kinds)
+        )
+        window = getattr(text_config, "sliding_window", None)
+        self.window = int(window) if isinstance(window, int) else None
         self._start_ids = self._find_start_ids()
         self._joiner = self._find_joiner()
         self._question_ids: dict[str, list[int]] = {}
@@ -233,6 +250,16 @@ class FrozenLanguageModel(nn.Module):
             if special[start : start + len(plain)] == plain:
                 return special[:start]
         return []
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """Every token that ends an answer: some chat models have several."""
+        found: set[int] = set()
+        for source in (self.model.config, getattr(self.model, "generation_config", None)):
+            ids = getattr(source, "eos_token_id", None)
+            found.update(ids if isinstance(ids, (list, tuple)) else () if ids is None else (ids,))
+        # A configuration that was never adapted to its tokenizer names an ordinary word here.
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return frozenset({self.eos_id, *(found & special)})
 
     def _find_joiner(self) -> str:
         """What must stand before a following segment so that separately tokenized segments join with one blank."""
@@ -287,6 +314,13 @@ class FrozenLanguageModel(nn.Module):
                 expected=f"at most {self.position_limit}",
                 remedy="lower model.language.maximum_prompt_tokens or shorten the question",
             )
+
+    def _may_cache(self, prefix: Tensor | None, prompts: Sequence[Sequence[int]], new_tokens: int) -> bool:
+        """Whether a key-value cache shared by prompts of different lengths gives exact results."""
+        if not self.cacheable or self.window is None:
+            return self.cacheable
+        longest = max(len(prompt) for prompt in prompts) + (0 if prefix is None else prefix.shape[1])
+        return longest + new_tokens <= self.window
 
     @contextlib.contextmanager
     def _only_logits_at(self, rows: Tensor, columns: Tensor) -> Iterator[None]:
@@ -377,6 +411,7 @@ class FrozenLanguageModel(nn.Module):
         """Encoder states (B, L + S, D) and mask of an encoder-decoder model."""
         ids, lengths = _pad(prompts, self.pad_id, self.device)
         inputs = self._with_prefix(prefix, ids)
+        self._check_length(inputs.shape[1])
         mask = _steps(lengths + (inputs.shape[1] - ids.shape[1]), inputs.shape[1]).long()
         encoder = self.model.get_encoder()
         return encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state, mask
@@ -426,7 +461,8 @@ class FrozenLanguageModel(nn.Module):
             torch.tensor(counts, device=self.device)
         )
         flat = [candidate for group in candidates for candidate in group]
-        if cached and (self.encoder_decoder or self.cacheable):
+        longest = max((len(candidate) for candidate in flat), default=0)
+        if cached and (self.encoder_decoder or self._may_cache(prefix, prompts, longest)):
             values = self._score_shared(prefix, prompts, flat, owner)
         else:
             own_prefix = None if prefix is None else prefix[owner]
@@ -490,10 +526,10 @@ class FrozenLanguageModel(nn.Module):
     def generate(self, prefix: Tensor | None, prompts: Sequence[Sequence[int]], cached: bool = True) -> list[str]:
         """Greedy answers; each ends at EOS or after ``maximum_new_tokens``.
 
-        ``cached=False`` recomputes the whole sequence for every token (slower; for checks, and used for models without
-        position ids).
+        ``cached=False`` recomputes the whole sequence for every token (slower; for checks, and used where a shared
+        cache would not be exact).
         """
-        if cached and (self.encoder_decoder or self.cacheable):
+        if cached and (self.encoder_decoder or self._may_cache(prefix, prompts, self.maximum_new_tokens)):
             tokens = (
                 self._generate_seq2seq(prefix, prompts)
                 if self.encoder_decoder
@@ -503,22 +539,27 @@ class FrozenLanguageModel(nn.Module):
             tokens = self._generate_uncached(prefix, prompts)
         answers = []
         for row in tokens.tolist():
-            row = row[: row.index(self.eos_id)] if self.eos_id in row else row
+            end = next((index for index, token in enumerate(row) if token in self.stop_ids), len(row))
+            row = row[:end]
             answers.append(self.tokenizer.decode(row, skip_special_tokens=True).strip())
         return answers
+
+    def _stops(self, tokens: Tensor) -> Tensor:
+        """Whether each token ends an answer; (B,) bool."""
+        return torch.isin(tokens, torch.tensor(sorted(self.stop_ids), device=tokens.device))
 
     def _generate_causal(self, prefix: Tensor | None, prompts: Sequence[Sequence[int]]) -> Tensor:
         logits, cache, mask, used = self._read_prompt(prefix, prompts)
         chosen = logits.argmax(-1)
         tokens = [chosen]
-        done = chosen == self.eos_id
+        done = self._stops(chosen)
         while len(tokens) < self.maximum_new_tokens and not bool(done.all()):
             valid = torch.ones_like(chosen)[:, None]
             logits = self._continue(chosen[:, None], cache, mask, used, valid)[:, -1]
             mask, used = torch.cat([mask, valid], dim=1), used + 1
             chosen = logits.argmax(-1)
             tokens.append(chosen)
-            done = done | (chosen == self.eos_id)
+            done = done | self._stops(chosen)
         return torch.stack(tokens, dim=1)
 
     def _generate_seq2seq(self, prefix: Tensor | None, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -538,7 +579,7 @@ class FrozenLanguageModel(nn.Module):
             cache = output.past_key_values
             chosen = output.logits[:, -1].argmax(-1)
             tokens.append(chosen)
-            done = done | (chosen == self.eos_id)
+            done = done | self._stops(chosen)
         return torch.stack(tokens, dim=1)
 
     def _generate_uncached(self, prefix: Tensor | None, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -564,6 +605,6 @@ class FrozenLanguageModel(nn.Module):
                     logits = self.model(inputs_embeds=inputs, use_cache=False).logits[0]
             for answer, token in zip(answers, logits.argmax(-1).tolist(), strict=True):
                 answer.append(token)
-            if all(self.eos_id in answer for answer in answers):
+            if all(not self.stop_ids.isdisjoint(answer) for answer in answers):
                 break
         return torch.tensor(answers)
