@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,8 +43,10 @@ from medalign3d.model.alignq import QUERY_INIT_SD
 from medalign3d.model.corpus import Example, generate_corpus, vocabulary_texts
 from medalign3d.model.language import FrozenLanguageModel, _pad
 from medalign3d.model.loading import _quiet
-from medalign3d.params import LanguageTraining, Params
 from medalign3d.progress import Progress
+
+if TYPE_CHECKING:
+    from medalign3d.params import LanguageTraining, Params
 
 LANGUAGE_KINDS = ("t5", "biogpt", "gpt2")
 INITIALIZER_RANGE = 0.02

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medalign3d.errors import CheckpointError, ParameterError
-from medalign3d.params import Params
+
+if TYPE_CHECKING:
+    # Reading params.yaml needs packages that the model itself does without.
+    from medalign3d.params import Params
 
 
 @dataclasses.dataclass(frozen=True)
