@@ -184,10 +184,14 @@ class FineSubVolumes(Section):
 
 
 class SubVolumes(Section):
-    """How a volume is cut: average-pooled by ``pooling``, then into cubes of ``cube`` voxels a side."""
+    """How a volume is cut: average-pooled by ``pooling``, then into cubes of ``cube`` voxels a side.
+
+    With ``brain_margin_mm``, only those become tokens that come within this distance of the template's brain.
+    """
 
     pooling: PositiveInt
     cube: PositiveInt
+    brain_margin_mm: Annotated[float, Field(ge=0.0)] | None
     fine: FineSubVolumes
 
 

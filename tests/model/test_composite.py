@@ -329,6 +329,31 @@ def test_finer_sub_volumes_join_the_tokens(build: Any, batch: Batch) -> None:
     assert model.sub_volumes.fine.positions.grad.any()
 
 
+def test_features_of_several_depths_are_weighed_by_training(build: Any, batch: Batch, folder: Path) -> None:
+    model = build("gpt2", feature_layers=(0, 1, -1))
+    assert torch.allclose(model.vision.tap_weights.softmax(0), torch.tensor(1 / 3))
+    _train(model, batch, steps=5)
+    weights = model.vision.tap_weights.detach().softmax(0)
+    assert float(weights.std()) > 1e-4
+    model.save(folder)
+    assert torch.equal(MedAlign3D.load(folder).vision.tap_weights, model.vision.tap_weights)
+    # One depth has no weight to learn: the published form.
+    assert "vision.tap_weights" not in build("gpt2", feature_layers=(-1,)).trainable_parameters()
+
+
+def test_a_model_starts_from_one_of_other_sub_volumes(build: Any, batch: Batch, folder: Path) -> None:
+    model = build("gpt2")
+    _train(model, batch)
+    model.save(folder)
+    other = dataclasses.replace(model.config, volume_shape=(48, 48, 48), cube=4, kept=(7, 60, 100))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        MedAlign3D.load(folder, other)
+    started = MedAlign3D.load(folder, other, resample=True)
+    assert started.sub_volumes.token_count == 4
+    assert torch.isfinite(started.visual_prefix(torch.rand(2, 1, 48, 48, 48))).all()
+    assert torch.equal(started.alignq.queries, model.alignq.queries)
+
+
 def test_wrong_inputs_are_named(build: Any, batch: Batch) -> None:
     model = build("gpt2")
     volumes, texts, questions, answers = batch

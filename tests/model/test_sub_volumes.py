@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medalign3d.errors import ParameterError
-from medalign3d.model.config import ModelConfig, locate_box
-from medalign3d.model.sub_volumes import CubeProjection, SubVolumeEmbedding
+from medalign3d.errors import CheckpointError, ParameterError
+from medalign3d.model.config import FineBoxConfig, ModelConfig, brain_sub_volumes, locate_box
+from medalign3d.model.sub_volumes import CubeProjection, SubVolumeEmbedding, resample_state
 from medalign3d.model.vision import FrozenVision, resolve_layers
 
 
@@ -132,3 +132,96 @@ def test_taps_are_combined_and_later_blocks_are_dropped() -> None:
     torch.testing.assert_close(two(tokens), norm(mixed))
     only_input = FrozenVision(blocks, norm, [0])
     torch.testing.assert_close(only_input(tokens), norm(tokens))
+
+
+def test_only_kept_sub_volumes_become_tokens() -> None:
+    torch.manual_seed(0)
+    kept = (1, 4, 11)
+    whole, part = SubVolumeEmbedding(_config(), torch.ones(8)), SubVolumeEmbedding(_config(kept=kept), torch.ones(8))
+    state = whole.state_dict()
+    state["coarse.positions"] = state["coarse.positions"][list(kept)]
+    part.load_state_dict(state)
+    volumes = torch.rand(2, 1, 12, 18, 12)
+    assert part.token_count == 4
+    torch.testing.assert_close(part(volumes), whole(volumes)[:, [0, 2, 5, 12]])
+    for wrong in ((), (3, 2), (0, 12), (0, 0)):
+        with pytest.raises(ParameterError, match="kept sub-volumes"):
+            SubVolumeEmbedding(_config(kept=wrong), torch.ones(8))
+
+
+def test_sub_volumes_near_the_template_brain() -> None:
+    from medalign3d.volumes.template import on_grid, target_grid
+
+    distance = on_grid(target_grid([224, 224, 224], 1.0)).distance
+    counts = {margin: len(brain_sub_volumes(distance, (224, 224, 224), 32, margin)) for margin in (0, 2, 12)}
+    assert counts == {0: 128, 2: 135, 12: 186}, "of 343"
+    (near,) = np.nonzero([index == 171 for index in brain_sub_volumes(distance, (224, 224, 224), 32, 0)])
+    assert len(near) == 1, "the middle of the volume is brain"
+    with pytest.raises(ParameterError, match="whole sub-volumes"):
+        brain_sub_volumes(distance, (224, 224, 192), 32, 0)
+
+
+def _state(config: ModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    embedding = SubVolumeEmbedding(config, torch.ones(8))
+    embedding.fit_statistics([torch.rand(6, 1, *config.volume_shape)])
+    return {f"sub_volumes.{name}": value.detach() for name, value in embedding.state_dict().items()}
+
+
+def _load(config: ModelConfig, state: dict[str, torch.Tensor]) -> SubVolumeEmbedding:
+    embedding = SubVolumeEmbedding(config, torch.ones(8))
+    embedding.load_state_dict({name.removeprefix("sub_volumes."): value for name, value in state.items()})
+    return embedding
+
+
+def test_a_state_of_the_same_size_stays_as_it_is() -> None:
+    config = _config(fine=FineBoxConfig((2, 2, 2), (8, 14, 8), 1, 3), kept=(0, 3, 4, 9))
+    state = _state(config)
+    again = resample_state(state, config, config)
+    assert again.keys() == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_finer_volume_gives_the_same_tokens() -> None:
+    """Voxels of half the size, cubes of twice as many: the same pieces of the head, the same tokens."""
+    source, target = _config(), _config(volume_shape=(24, 36, 24), cube=12)
+    state = {name: value for name, value in _state(source).items() if "voxel" not in name}
+    state |= {"sub_volumes.coarse.voxel_mean": torch.zeros(12, 18, 12)}
+    state |= {"sub_volumes.coarse.voxel_scale": torch.ones(12, 18, 12)}
+    coarse, fine = _load(source, state), _load(target, resample_state(state, source, target))
+    volumes = torch.rand(2, 1, 12, 18, 12)
+    # Each cube is resized by itself, as the projection's resize has it.
+    cubes = coarse.coarse.cut(volumes[:, 0]).reshape(2 * 12, 1, 6, 6, 6)
+    larger = torch.nn.functional.interpolate(cubes, (12, 12, 12), mode="trilinear").reshape(2, 2, 3, 2, 12, 12, 12)
+    larger = larger.permute(0, 1, 4, 2, 5, 3, 6).reshape(2, 1, 24, 36, 24)
+    torch.testing.assert_close(fine(larger), coarse(volumes), rtol=1e-4, atol=1e-4)
+
+
+def test_positions_are_interpolated_by_their_place() -> None:
+    source, target = (
+        _config(volume_shape=(24, 24, 24)),
+        _config(volume_shape=(48, 48, 48), kept=tuple(range(0, 512, 3))),
+    )
+    state = _state(source)
+    grid = torch.stack(torch.meshgrid(*[torch.arange(4.0)] * 3, indexing="ij"), dim=-1).reshape(-1, 3)
+    state["sub_volumes.coarse.positions"] = torch.nn.functional.pad((grid + 0.5) / 4, (0, 5))
+    found = resample_state(state, source, target)["sub_volumes.coarse.positions"][:, :3]
+    places = torch.stack(torch.meshgrid(*[torch.arange(8.0)] * 3, indexing="ij"), dim=-1).reshape(-1, 3)[::3]
+    # A position that rises linearly through the head does so on the finer grid too; held at the outermost centres.
+    torch.testing.assert_close(found, ((places + 0.5) / 8).clamp(0.125, 0.875))
+
+
+def test_positions_of_sub_volumes_that_were_left_out_come_from_their_neighbours() -> None:
+    source, target = _config(kept=(0, 1, 2)), _config()
+    state = _state(source)
+    state["sub_volumes.coarse.positions"] = torch.tensor([[1.0], [2.0], [3.0]]).expand(3, 8)
+    found = resample_state(state, source, target)["sub_volumes.coarse.positions"]
+    assert found[:3, 0].tolist() == [1.0, 2.0, 3.0]
+    assert found[3:, 0].tolist() == [2.0] * 9
+
+
+def test_finer_sub_volumes_are_not_made_from_nothing() -> None:
+    source, target = _config(), _config(fine=FineBoxConfig((2, 2, 2), (8, 14, 8), 1, 3))
+    with pytest.raises(CheckpointError, match="from nothing"):
+        resample_state(_state(source), source, target)

@@ -41,7 +41,7 @@ from medalign3d.training.data import (
 )
 from medalign3d.training.loop import pick_device
 from medalign3d.training.processes import MODEL_MODULES, Job, run_jobs
-from medalign3d.training.runs import run_folder
+from medalign3d.training.runs import model_config, run_folder
 
 PREDICTION_COLUMNS = [
     "image_id",
@@ -167,15 +167,9 @@ def load_model(params: Params, language_model: str, setting: str, run: int, data
         When the run was not trained.
     """
     from medalign3d.model.composite import MedAlign3D
-    from medalign3d.model.config import ModelConfig
 
     if setting == "text_only":
-        affine = None
-        if params.model.sub_volumes.fine.enabled:
-            from medalign3d.volumes.template import target_grid
-
-            affine = target_grid(params.normalize.shape, params.normalize.zooms_mm).affine
-        model = MedAlign3D.from_checkpoints(ModelConfig.from_params(params, language_model, affine=affine), 0)
+        model = MedAlign3D.from_checkpoints(model_config(params, language_model), 0)
     else:
         kind = "control" if setting.startswith("control_") else setting
         folder = run_folder(Path(data_dir) / "models" / language_model, kind, run, setting.removeprefix("control_"))

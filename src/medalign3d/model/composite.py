@@ -27,7 +27,7 @@ from medalign3d.model.loading import (
     read_safetensors,
 )
 from medalign3d.model.losses import Losses, contrastive_loss, masked_squared_error, text_keys
-from medalign3d.model.sub_volumes import SubVolumeEmbedding
+from medalign3d.model.sub_volumes import SubVolumeEmbedding, resample_state
 from medalign3d.model.vision import FrozenVision
 
 FORMAT_VERSION = 1
@@ -442,7 +442,7 @@ class MedAlign3D(nn.Module):
             temporary.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path, config: ModelConfig | None = None) -> MedAlign3D:
+    def load(cls, folder: str | Path, config: ModelConfig | None = None, *, resample: bool = False) -> MedAlign3D:
         """Rebuild a saved model on its frozen backbones, in evaluation mode.
 
         Parameters
@@ -451,6 +451,9 @@ class MedAlign3D(nn.Module):
             Written by :meth:`save`.
         config
             The configuration to build, where it must be the present parameters' one; by default the saved one.
+        resample
+            Fit what was learnt about sub-volumes to ``config``'s volume and cube size, see
+            :func:`medalign3d.model.sub_volumes.resample_state`.
 
         Raises
         ------
@@ -471,13 +474,17 @@ class MedAlign3D(nn.Module):
                 expected=FORMAT_VERSION,
                 remedy="train again",
             )
-        model = cls.from_checkpoints(ModelConfig.from_json(description["model"]) if config is None else config)
+        saved_config = ModelConfig.from_json(description["model"])
+        model = cls.from_checkpoints(saved_config if config is None else config)
         if description["lora"] is not None:
             saved = dict(description["lora"])
             if saved["target_modules"] is not None:
                 saved["target_modules"] = tuple(saved["target_modules"])
             model.add_lora(LoraConfig(**saved))
-        model.load_trainable_state_dict(read_safetensors(folder / WEIGHTS_NAME), where=folder / WEIGHTS_NAME)
+        state = read_safetensors(folder / WEIGHTS_NAME)
+        if resample:
+            state = resample_state(state, saved_config, model.config)
+        model.load_trainable_state_dict(state, where=folder / WEIGHTS_NAME)
         for part, value in model.fingerprints.items():
             if description["fingerprints"].get(part) != value:
                 raise CheckpointError(

@@ -44,8 +44,9 @@ class LoraConfig:
 class ModelConfig:
     """Everything that decides the architecture of :class:`medalign3d.model.composite.MedAlign3D`.
 
-    ``volume_shape`` is in voxels of the normalized grid. ``auxiliary_targets`` names the values that the optional
-    auxiliary head predicts (empty: no such head). ``dtype`` is the precision of the frozen weights.
+    ``volume_shape`` is in voxels of the normalized grid. ``kept`` numbers the coarse sub-volumes that become tokens, in
+    C order (None: all). ``auxiliary_targets`` names the values that the optional auxiliary head predicts (empty: no
+    such head). ``dtype`` is the precision of the frozen weights.
     """
 
     volume_shape: tuple[int, int, int]
@@ -55,6 +56,7 @@ class ModelConfig:
     language_name: str
     language_checkpoint: str
     fine: FineBoxConfig | None = None
+    kept: tuple[int, ...] | None = None
     position_init_sd: float = 0.02
     vision_revision: str | None = None
     feature_layers: tuple[int, ...] = (-1,)
@@ -77,6 +79,7 @@ class ModelConfig:
         lm_name: str,
         *,
         affine: ArrayLike | None = None,
+        distance: ArrayLike | None = None,
         auxiliary_targets: Sequence[str] = (),
         dtype: str | None = None,
     ) -> ModelConfig:
@@ -90,6 +93,9 @@ class ModelConfig:
             A key of ``model.language.models``.
         affine
             4x4 voxel-to-MNI affine (mm) of the normalized grid; needed only with ``model.sub_volumes.fine.enabled``.
+        distance
+            Signed distance (mm) to the template brain's surface on the normalized grid; needed only with
+            ``model.sub_volumes.brain_margin_mm``.
         auxiliary_targets
             Names of the values that the auxiliary head predicts.
         dtype
@@ -121,11 +127,22 @@ class ModelConfig:
                 )
             settings = model.sub_volumes.fine
             fine = locate_box(settings.box_mm, affine, shape, settings.pooling, settings.cube)
+        kept = None
+        margin = model.sub_volumes.brain_margin_mm
+        if margin is not None:
+            if distance is None:
+                raise ParameterError(
+                    "keeping the sub-volumes near the brain needs the distance to the template's brain",
+                    where="model.sub_volumes.brain_margin_mm",
+                    expected="ModelConfig.from_params(params, name, distance=...)",
+                )
+            kept = brain_sub_volumes(distance, shape, model.sub_volumes.pooling * model.sub_volumes.cube, margin)
         return cls(
             volume_shape=shape,
             pooling=model.sub_volumes.pooling,
             cube=model.sub_volumes.cube,
             fine=fine,
+            kept=kept,
             position_init_sd=model.position_init_sd,
             vision_checkpoint=model.vision.checkpoint,
             vision_revision=model.vision.revision,
@@ -172,6 +189,8 @@ class ModelConfig:
         try:
             data["volume_shape"] = _triple(data["volume_shape"])
             data["feature_layers"] = tuple(data.get("feature_layers", (-1,)))
+            if data.get("kept") is not None:
+                data["kept"] = tuple(int(index) for index in data["kept"])
             data["auxiliary_targets"] = tuple(data.get("auxiliary_targets", ()))
             if data.get("fine") is not None:
                 fine = dict(data["fine"])
@@ -239,3 +258,38 @@ def locate_box(
         starts.append(start)
         stops.append(start + side)
     return FineBoxConfig(start=_triple(starts), stop=_triple(stops), pooling=pooling, cube=cube)
+
+
+def brain_sub_volumes(distance: ArrayLike, shape: tuple[int, int, int], side: int, margin_mm: float) -> tuple[int, ...]:
+    """Numbers (C order) of the sub-volumes that come within ``margin_mm`` of the template's brain.
+
+    After affine registration every head lies about where the template lies, so one fixed index serves all volumes; the
+    margin is for how heads then still differ.
+
+    Parameters
+    ----------
+    distance
+        Signed distance to the template brain's surface on the normalized grid, in millimetres, negative inside.
+    shape
+        The grid's size in voxels.
+    side
+        Side of a sub-volume in voxels of the grid.
+    margin_mm
+        0 keeps what holds a voxel of the template's brain.
+
+    Raises
+    ------
+    ParameterError
+        When the map is of another grid.
+    """
+    values = np.asarray(distance)
+    if values.shape != shape or any(size % side for size in shape):
+        raise ParameterError(
+            "a map of the brain cannot be cut into whole sub-volumes",
+            where="model.sub_volumes",
+            found=f"a map of {values.shape} and sub-volumes of {side} voxels a side",
+            expected=f"a map of {shape}, its sides multiples of pooling x cube",
+        )
+    x, y, z = (size // side for size in shape)
+    near = (values <= margin_mm).reshape(x, side, y, side, z, side).any(axis=(1, 3, 5))
+    return tuple(int(index) for index in np.flatnonzero(near))

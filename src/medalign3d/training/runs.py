@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -41,20 +41,30 @@ def run_folder(models_dir: Path, kind: str, run: int, control: str | None = None
     return models_dir / kind / f"run-{run}"
 
 
+def model_config(params: Params, language_model: str, auxiliary_targets: Sequence[str] = ()) -> Any:
+    """The :class:`~medalign3d.model.config.ModelConfig` of the parameters, with what it needs of the template."""
+    from medalign3d.model.config import ModelConfig
+
+    sub_volumes = params.model.sub_volumes
+    affine = distance = None
+    if sub_volumes.fine.enabled or sub_volumes.brain_margin_mm is not None:
+        from medalign3d.volumes.template import on_grid, target_grid
+
+        grid = target_grid(params.normalize.shape, params.normalize.zooms_mm)
+        affine = grid.affine
+        if sub_volumes.brain_margin_mm is not None:
+            distance = on_grid(grid).distance
+    return ModelConfig.from_params(
+        params, language_model, affine=affine, distance=distance, auxiliary_targets=auxiliary_targets
+    )
+
+
 def make_model(params: Params, language_model: str, data: TrainingData, seed: int) -> Any:
     """A fresh composite model whose voxel statistics come from the training images."""
     from medalign3d.model.composite import MedAlign3D
-    from medalign3d.model.config import ModelConfig
 
-    affine = None
-    if params.model.sub_volumes.fine.enabled:
-        from medalign3d.volumes.template import target_grid
-
-        affine = target_grid(params.normalize.shape, params.normalize.zooms_mm).affine
     wanted = params.pretrain.auxiliary_weight > 0 or params.tune.auxiliary_weight > 0
-    config = ModelConfig.from_params(
-        params, language_model, affine=affine, auxiliary_targets=data.auxiliary_names if wanted else ()
-    )
+    config = model_config(params, language_model, data.auxiliary_names if wanted else ())
     model = MedAlign3D.from_checkpoints(config, seed)
     model.fit_voxel_statistics(data.training_images())
     return model
