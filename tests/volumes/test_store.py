@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,8 +135,6 @@ def test_store_takes_up_parameters_damage_and_new_scans(
     assert "2 of 3 volumes are up to date" in said
     assert both[:2] == first
     # DVC removes an output before it runs the stage again.
-    import shutil
-
     shutil.rmtree(out)
     again, said = run(images, params)
     assert "3 of 3 volumes are up to date" in said
@@ -151,6 +150,32 @@ def test_store_takes_up_parameters_damage_and_new_scans(
     other, said = run(images, params.model_copy(update={"bias_correction": False}))
     assert "up to date" not in said
     assert not set(other) & set(both)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, params: Normalize) -> None:
+    """A small tmpfs fills up in the middle of the cohort; with more room the run ends as if nothing had happened."""
+    images = cohort(tmp_path / "raw", 4)
+    whole = normalize_cohort(images, tmp_path / "raw", params, tmp_path / "whole")
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").glob("*.b2nd"))
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = shutil.which("mount") and os.geteuid() == 0
+    option = f"size={round(0.6 * size / 1024)}k"
+    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(small)]).returncode:
+        pytest.skip("needs leave to mount a small file system")
+    try:
+        with pytest.raises(MedAlignError, match="the disk is full") as caught:
+            normalize_cohort(images, tmp_path / "raw", params, small / "out")
+        assert "what was done is kept" in str(caught.value)
+        assert not (small / "out" / store.INDEX_NAME).exists()  # nobody takes a part for the whole
+        kept = [p for p in (small / ".out.work").glob("*.b2nd") if np.array_equal(store.read(p), store.read(p))]
+        assert 0 < len(kept) < len(images)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
+        index = normalize_cohort(images, tmp_path / "raw", params, small / "out")
+        assert list(index["sha256"]) == list(whole["sha256"])
+        assert sha256_file(small / "out" / store.INDEX_NAME) == sha256_file(tmp_path / "whole" / store.INDEX_NAME)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 SCRIPT = """
