@@ -278,8 +278,17 @@ class Optimization(Section):
     finding_question_fraction: Fraction
     auxiliary_weight: Annotated[float, Field(ge=0.0)]
     validate_every: PositiveInt
+    patience: PositiveInt | None = None
+    accumulation: PositiveInt = 1
+    checkpoint_every: PositiveInt = 50
     freeze_image: bool = False
     precision: Literal["float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def _check_accumulation(self) -> Optimization:
+        if self.accumulation > self.batch_size:
+            raise ValueError(f"accumulation: {self.accumulation} parts of a batch of {self.batch_size} samples")
+        return self
 
 
 class Training(Section):

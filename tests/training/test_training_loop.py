@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from medalign3d import files
@@ -32,21 +39,150 @@ def _state(model: Any) -> dict[str, torch.Tensor]:
     return dict(model.trainable_state_dict())
 
 
-def test_a_killed_run_goes_on_bit_by_bit(in_project: Path, params: Params, tmp_path: Path) -> None:
+class _Killed(Exception):
+    pass
+
+
+def _train_until(params: Params, step: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Train and die at the start of ``step`` (from 0)."""
+    original = TrainingData.batch
+
+    def batch(self: TrainingData, number: int) -> Any:
+        if number == step:
+            raise _Killed
+        return original(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingData, "batch", batch)
+        with pytest.raises(_Killed):
+            _train(params, **options)
+
+
+def _recipe(params: Params, **changes: Any) -> Params:
+    return params.model_copy(update={"pretrain": params.pretrain.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(("died", "resumed_from"), [(1, None), (2, 2), (3, 3), (5, 4)])
+def test_a_killed_run_goes_on_bit_by_bit(
+    in_project: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: int, resumed_from: int
+) -> None:
+    """Weights, losses (the sums since the last validation too), best validation and dropout, wherever it was killed."""
+    params = _recipe(params, checkpoint_every=2)
     model, whole = _train(params)
-    _, _ = _train(params, scratch=tmp_path, stop_after=4)
-    assert (tmp_path / loop.CHECKPOINT_FILE).is_file()
+    _train_until(params, died, monkeypatch, scratch=tmp_path)
     resumed, rest = _train(params, scratch=tmp_path)
-    assert rest.resumed_from == 3
+    assert rest.resumed_from == resumed_from
     assert rest.history == whole.history
+    assert (rest.best_step, rest.best_score) == (whole.best_step, whole.best_score)
     for name, value in _state(model).items():
         assert torch.equal(value, _state(resumed)[name]), name
+    assert len(list(tmp_path.glob("step-*"))) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
 
 
 def test_a_damaged_checkpoint_is_not_gone_on_from(in_project: Path, params: Params, tmp_path: Path) -> None:
-    (tmp_path / loop.CHECKPOINT_FILE).write_bytes(b"not a checkpoint")
+    _train(params, scratch=tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"not a checkpoint")
     _, result = _train(params, scratch=tmp_path)
     assert result.resumed_from is None
+
+
+def test_early_stopping_waits_for_a_better_validation(
+    in_project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    monkeypatch.setattr(loop, "validate", lambda *_: (next(scores), 1.0))
+    _, result = _train(_recipe(params, steps=5, validate_every=1, patience=2))
+    assert [row["step"] for row in result.history] == [1, 2, 3, 4]
+    assert (result.best_step, result.best_score) == (2, 0.7)
+
+
+def test_accumulated_parts_give_the_gradient_of_the_batch(in_project: Path, params: Params) -> None:
+    """Without the contrastive loss, whose negatives are those of a part, parts change nothing but rounding."""
+    histories, states = [], []
+    for accumulation in (1, 2, 3):
+        model, result = _train(
+            _recipe(
+                params, steps=2, validate_every=2, contrastive=False, auxiliary_weight=0.0, accumulation=accumulation
+            )
+        )
+        histories.append(result.history[-1]["train_generation"])
+        states.append(_state(model))
+    assert histories[1:] == pytest.approx([histories[0]] * 2, rel=1e-5)
+    for name, value in states[0].items():
+        for other in states[1:]:
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_more_parts_than_samples_are_refused(params: Params) -> None:
+    with pytest.raises(ValidationError, match="accumulation"):
+        type(params.pretrain).model_validate(params.pretrain.model_dump() | {"batch_size": 2, "accumulation": 3})
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from medalign3d.params import load_params
+from medalign3d.training import loop, runs
+from medalign3d.training.data import TrainingData
+
+torch.set_num_threads(1)
+params = load_params("params.yaml")
+data = TrainingData.from_files(params, 0)
+model = runs.make_model(params, "gpt2", data, 7)
+loop.train(model, data, params.pretrain, seed=7, device=torch.device("cpu"), label="test", scratch=Path(sys.argv[1]))
+model.save(Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_and_sigterm_at_any_moment_change_nothing(in_project: Path, params: Params, tmp_path: Path) -> None:
+    """Real processes, ended at random moments; SIGTERM leaves a checkpoint and exits with 143."""
+    recipe = _recipe(params, steps=150, validate_every=25, checkpoint_every=7)
+    place = tmp_path / "place"
+    place.mkdir()
+    with (place / "params.yaml").open("w") as stream:
+        YAML().dump(recipe.model_dump(mode="json"), stream)
+    (place / "data").symlink_to((in_project / "data").resolve())
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(loop.__file__).parents[2])}
+
+    def start(scratch: str, out: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _SCRIPT, str(tmp_path / scratch), str(tmp_path / out)]
+        return subprocess.Popen(
+            command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def finish(process: subprocess.Popen[str]) -> int:
+        said = process.communicate(timeout=200)[0]
+        assert process.returncode in (0, -signal.SIGKILL, 128 + signal.SIGTERM), said
+        return process.returncode
+
+    def checkpoints() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "killed").glob("step-*"))
+
+    assert finish(start("whole", "expected")) == 0
+    random = np.random.default_rng(5)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+        before = checkpoints()
+        process = start("killed", "found")
+        while process.poll() is None and checkpoints() == before:
+            time.sleep(0.02)
+        time.sleep(float(random.uniform(0.0, 0.15)))
+        process.send_signal(number)
+        code = finish(process)
+        if code == 0:
+            break
+        assert code == (-number if number == signal.SIGKILL else 128 + number)
+        if number == signal.SIGTERM:
+            assert checkpoints() > before
+    else:
+        assert finish(start("killed", "found")) == 0
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("expected", "found"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_best_validation_is_kept(in_project: Path, params: Params) -> None:

@@ -1,15 +1,17 @@
 """The training loop: AdamW, warm-up and cosine, clipping, validation, the best weights, exact resume.
 
-Features: fp32 or bfloat16 autocast; balanced validation score with the loss as tie-break; the best trainables are kept
-in memory; a checkpoint in a scratch folder at every validation, from which a killed run goes on bit by bit (weights,
-optimizer, random state; batches are a function of the step); a non-finite loss is an error that names the step.
+Features: fp32 or bfloat16 autocast; gradient accumulation; balanced validation score with the loss as tie-break, the
+best trainables kept; early stopping; a checkpoint in a scratch folder every some steps, at every validation and when
+the process is asked to stop, from which a killed run goes on bit by bit (data, augmentation and dropout are functions
+of seed and step); a non-finite loss is an error that names the step.
 
-Not supported: gradient accumulation, and checkpoints between validations.
+Not supported: one run on several devices.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import shutil
 import time
@@ -23,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medalign3d import files
 from medalign3d.errors import MedAlignError
 from medalign3d.evaluation.metrics import balanced_accuracy
 from medalign3d.params import Optimization
 from medalign3d.progress import Progress
+from medalign3d.training import checkpoint
 from medalign3d.training.data import Batch, EvaluationItem, TrainingData, chunks
+from medalign3d.training.signals import StopRequest
 
-CHECKPOINT_FILE = "checkpoint.pt"
 HistoryRow = dict[str, float]
 
 
@@ -147,15 +149,19 @@ def validate(
     return float(np.mean(per_ablation)), float(np.mean(losses))
 
 
-def _load_checkpoint(folder: Path | None) -> dict[str, Any] | None:
-    """The checkpoint in ``folder``; None where there is none or it is damaged (training then starts afresh)."""
-    if folder is None or not (folder / CHECKPOINT_FILE).is_file():
-        return None
-    try:
-        loaded: dict[str, Any] = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
-        return loaded
-    except Exception:  # torch raises many kinds for a damaged file; a fresh start is always right
-        return None
+def _step_seed(seed: int, step: int) -> int:
+    """The seed of torch's generator for one step: dropout then does not depend on where a run was resumed."""
+    return int(np.random.default_rng([seed, 37, step]).integers(2**62))
+
+
+def _micro_batches(samples: int, parts: int) -> list[slice]:
+    """``range(samples)`` in ``parts`` consecutive parts; the first ones are longer by one.
+
+    >>> _micro_batches(5, 2)
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    bounds = [-(-samples * number // parts) for number in range(parts + 1)]
+    return [slice(low, high) for low, high in itertools.pairwise(bounds)]
 
 
 class _Batches:
@@ -199,7 +205,6 @@ def train(
     scratch: Path | None = None,
     on_history: Callable[[HistoryRow], None] | None = None,
     stream: TextIO | None = None,
-    stop_after: int | None = None,
 ) -> TrainResult:
     """Train a model; afterwards it holds the weights of the best validation.
 
@@ -222,18 +227,17 @@ def train(
     evaluation_batch_size
         Images at a time in validation.
     scratch
-        Folder for the checkpoint; None keeps none. It is removed when the run ends.
+        Folder for checkpoints; None keeps none. The caller removes it when the results stand at their place.
     on_history
         Called with every history row.
-    stop_after
-        Stop (as if killed) after this many steps, keeping the checkpoint; for tests of resuming.
 
     Raises
     ------
     MedAlignError
         When the loss or a gradient is not finite.
+    SystemExit
+        With 128 and the signal's number, after a checkpoint, when SIGTERM or Ctrl-C came.
     """
-    torch.manual_seed(seed)
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         model.parameter_groups(optimization.weight_decay), lr=optimization.learning_rate, betas=(0.9, 0.98), fused=True
@@ -242,48 +246,52 @@ def train(
     best = _Best()
     history: list[HistoryRow] = []
     start, resumed_from = 0, None
-    checkpoint = _load_checkpoint(scratch)
-    if checkpoint is not None:
-        model.load_trainable_state_dict(checkpoint["model"], where="checkpoint")
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["random"])
-        if device.type == "cuda" and checkpoint["random_cuda"] is not None:
-            torch.cuda.set_rng_state(checkpoint["random_cuda"], device)
-        best = _Best(**checkpoint["best"])
-        history = checkpoint["history"]
-        start = resumed_from = int(checkpoint["step"])
-    began = time.monotonic()
-    trained_seconds, trained_samples = 0.0, 0
     sums: dict[str, float] = {}
     since = 0
+    found = checkpoint.load(scratch)
+    names = {parameter: name for name, parameter in model.trainable_parameters().items()}
+    if found is not None:
+        model.load_trainable_state_dict(found.model, where="checkpoint")
+        checkpoint.load_optimizer_tensors(optimizer, names, found.optimizer, where="checkpoint")
+        best = _Best(**found.state["best"], state=found.best)
+        history, sums, since = found.state["history"], found.state["sums"], found.state["since"]
+        start = resumed_from = found.step
+
+    def keep(done: int) -> None:
+        if scratch is not None:
+            checkpoint.save(
+                scratch,
+                done,
+                model=model.trainable_state_dict(),
+                optimizer=checkpoint.optimizer_tensors(optimizer, names),
+                best=(best.step, best.state),
+                state={
+                    "best": {"step": best.step, "score": best.score, "loss": best.loss},
+                    "history": history,
+                    "sums": sums,
+                    "since": since,
+                },
+            )
+
+    began = time.monotonic()
+    trained_seconds, trained_samples = 0.0, 0
     batches = _Batches(data, device)
     model.train()
-    stopped = False
     try:
-        with Progress(label, optimization.steps, stream) as progress:
+        with StopRequest() as stop, Progress(label, optimization.steps, stream) as progress:
             progress.done = start
             for step in range(start, optimization.steps):
+                if _waited_enough(history, best, optimization.patience):
+                    break
                 tick = time.monotonic()
                 rate = learning_rate_at(step, optimization)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
+                torch.manual_seed(_step_seed(seed, step))
                 batch = batches.get(step, optimization.steps - 1)
-                with _autocast(device, optimization.precision):
-                    losses = model(
-                        batch.inputs(device),
-                        batch.texts,
-                        batch.questions,
-                        batch.answers,
-                        auxiliary=batch.auxiliary.to(device) if optimization.auxiliary_weight > 0 else None,
-                        contrastive=optimization.contrastive,
-                        lambda_generation=optimization.lambda_generation,
-                        auxiliary_weight=optimization.auxiliary_weight,
-                        label_smoothing=optimization.label_smoothing,
-                    )
                 optimizer.zero_grad(set_to_none=True)
-                losses.total.backward()
+                parts = _accumulate(model, batch, optimization, device)
                 norm = float(nn.utils.clip_grad_norm_(trainable, optimization.clip_norm))
-                parts = losses.scalars()
                 if not (math.isfinite(parts["total"]) and math.isfinite(norm)):
                     raise MedAlignError(
                         "training diverged: a loss or gradient is not finite",
@@ -305,10 +313,12 @@ def train(
                     f"answer {parts['generation']:.3f}"
                     + (f", auxiliary {parts['auxiliary']:.3f}" if optimization.auxiliary_weight > 0 else "")
                     + f")  temperature {parts['temperature']:.3f}  lr {rate:.2g}  {speed:.0f} samples/s"
+                    + _memory(device)
                     + (f"  validation {best.score:.3f}" if best.step >= 0 and items else ""),
                 )
                 done = step + 1
-                if done % optimization.validate_every == 0 or done == optimization.steps:
+                validated = done % optimization.validate_every == 0 or done == optimization.steps
+                if validated:
                     score, loss = validate(model, data, items, ablations, device, evaluation_batch_size)
                     model.train()
                     if not items:
@@ -322,25 +332,13 @@ def train(
                     if on_history is not None:
                         on_history(row)
                     sums, since = {}, 0
-                    if scratch is not None and done < optimization.steps:
-                        state = {
-                            "step": done,
-                            "model": model.trainable_state_dict(),
-                            "optimizer": optimizer.state_dict(),
-                            "random": torch.get_rng_state(),
-                            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-                            "best": {"step": best.step, "score": best.score, "loss": best.loss, "state": best.state},
-                            "history": history,
-                        }
-                        with files.atomic_path(scratch / CHECKPOINT_FILE) as temporary:
-                            torch.save(state, temporary)
-                if stop_after is not None and done >= stop_after and done < optimization.steps:
-                    stopped = True
-                    break
+                if validated or stop.number or done % optimization.checkpoint_every == 0:
+                    keep(done)
+                if stop.number:
+                    raise SystemExit(128 + stop.number)
     finally:
         batches.close()
-    if not stopped:
-        model.load_trainable_state_dict(best.state, where="best validation")
+    model.load_trainable_state_dict(best.state, where="best validation")
     model.eval()
     return TrainResult(
         history=history,
@@ -351,6 +349,41 @@ def train(
         seconds=time.monotonic() - began,
         resumed_from=resumed_from,
     )
+
+
+def _accumulate(model: Any, batch: Batch, optimization: Optimization, device: torch.device) -> dict[str, float]:
+    """Add up the gradients of a batch, part by part; the parts' losses count by their numbers of samples."""
+    volumes = batch.inputs(device)
+    count = len(batch.samples)
+    total: dict[str, float] = {}
+    for part in _micro_batches(count, optimization.accumulation):
+        with _autocast(device, optimization.precision):
+            losses = model(
+                volumes[part],
+                batch.texts[part],
+                batch.questions[part],
+                batch.answers[part],
+                auxiliary=batch.auxiliary[part].to(device) if optimization.auxiliary_weight > 0 else None,
+                contrastive=optimization.contrastive,
+                lambda_generation=optimization.lambda_generation,
+                auxiliary_weight=optimization.auxiliary_weight,
+                label_smoothing=optimization.label_smoothing,
+            )
+        share = (part.stop - part.start) / count
+        (losses.total if share == 1 else losses.total * share).backward()
+        for name, value in losses.scalars().items():
+            total[name] = total.get(name, 0.0) + share * value
+    return total
+
+
+def _waited_enough(history: list[HistoryRow], best: _Best, patience: int | None) -> bool:
+    """Whether so many validations in a row brought nothing better."""
+    return patience is not None and sum(row["step"] > best.step for row in history) >= patience
+
+
+def _memory(device: torch.device) -> str:
+    """Peak memory of a GPU for the line of progress."""
+    return f"  {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""
 
 
 def remove_scratch(scratch: Path | None) -> None:
