@@ -300,6 +300,7 @@ class Training(Section):
     control_runs: PositiveInt
     workers: PositiveInt
     device: Literal["auto", "cpu", "cuda"]
+    activation_checkpointing: bool = False
     compile: bool = False
 
 

@@ -276,6 +276,7 @@ def train(
     began = time.monotonic()
     trained_seconds, trained_samples = 0.0, 0
     batches = _Batches(data, device)
+    utilisation = _utilisation(model, data, optimization, device)
     model.train()
     try:
         with StopRequest() as stop, Progress(label, optimization.steps, stream) as progress:
@@ -313,6 +314,7 @@ def train(
                     f"answer {parts['generation']:.3f}"
                     + (f", auxiliary {parts['auxiliary']:.3f}" if optimization.auxiliary_weight > 0 else "")
                     + f")  temperature {parts['temperature']:.3f}  lr {rate:.2g}  {speed:.0f} samples/s"
+                    + utilisation(speed)
                     + _memory(device)
                     + (f"  validation {best.score:.3f}" if best.step >= 0 and items else ""),
                 )
@@ -379,6 +381,29 @@ def _accumulate(model: Any, batch: Batch, optimization: Optimization, device: to
 def _waited_enough(history: list[HistoryRow], best: _Best, patience: int | None) -> bool:
     """Whether so many validations in a row brought nothing better."""
     return patience is not None and sum(row["step"] > best.step for row in history) >= patience
+
+
+def _utilisation(
+    model: Any, data: TrainingData, optimization: Optimization, device: torch.device
+) -> Callable[[float], str]:
+    """For the line of progress: the share of the device's peak that a speed is; empty where no peak is known."""
+    if device.type != "cuda":
+        return lambda speed: ""
+    from medalign3d.training import estimate
+
+    peak = estimate.device_peak(torch.cuda.get_device_name(device), optimization.precision)
+    if peak is None or optimization.freeze_image:
+        return lambda speed: ""
+    shapes = estimate.read_shapes(model.config, lora=model.lora_config)
+    operations = sum(
+        estimate.operations_per_sample(
+            shapes,
+            estimate.measured_tokens(model, data.samples(0)),
+            contrastive=optimization.contrastive,
+            generation=optimization.lambda_generation > 0,
+        ).values()
+    )
+    return lambda speed: f"  {speed * operations / peak:.0%} of the peak"
 
 
 def _memory(device: torch.device) -> str:

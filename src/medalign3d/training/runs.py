@@ -24,6 +24,7 @@ from medalign3d.params import Params
 from medalign3d.training.data import TrainingData
 from medalign3d.training.loop import HistoryRow, pick_device, remove_scratch, train
 from medalign3d.training.processes import MODEL_MODULES, Job, run_jobs
+from medalign3d.training.recompute import recompute_activations
 
 SCRATCH = Path(".scratch")
 
@@ -57,6 +58,37 @@ def model_config(params: Params, language_model: str, auxiliary_targets: Sequenc
     return ModelConfig.from_params(
         params, language_model, affine=affine, distance=distance, auxiliary_targets=auxiliary_targets
     )
+
+
+def predict_needs(
+    params: Params, language_model: str, *, stage: str, device: Any, auxiliary_targets: Sequence[str] = ()
+) -> list[str]:
+    """Lines that say what a run of a stage will need, from the models' configurations alone; no weight is read.
+
+    Raises
+    ------
+    MedAlignError
+        When the predicted peak of memory is larger than the device's; it says what to change.
+    """
+    from medalign3d.training import estimate
+
+    tuned = stage == "tune"
+    optimization = params.tune if tuned else params.pretrain
+    config = model_config(params, language_model, auxiliary_targets)
+    shapes = estimate.read_shapes(config, lora=config.lora if tuned else None)
+    tokens = estimate.longest_tokens(config, shapes)
+    name, available = estimate.train_limits(device)
+    peak = estimate.device_peak(name, optimization.precision)
+    gpu = device.type == "cuda"
+    recompute = params.training.activation_checkpointing
+    predicted, recomputed = (
+        estimate.predict(shapes, tokens, optimization, recompute=twice, peak=peak, gpu=gpu)
+        for twice in (recompute, True)
+    )
+    estimate.check_fits(
+        predicted, available, optimization, section=stage, device=name, recompute=recompute, recomputed=recomputed
+    )
+    return estimate.describe(predicted, shapes, name, available, optimization.steps)
 
 
 def make_model(params: Params, language_model: str, data: TrainingData, seed: int) -> Any:
@@ -114,6 +146,11 @@ def train_run(
     device = pick_device(params.training.device, number)
     data = TrainingData.from_files(params, run, stage=stage, control=control, data_dir=data_dir)
     models_dir = data_dir / "models" / language_model
+    wanted = params.pretrain.auxiliary_weight > 0 or params.tune.auxiliary_weight > 0
+    targets = data.auxiliary_names if wanted else ()
+    needs = predict_needs(params, language_model, stage=stage, device=device, auxiliary_targets=targets)
+    if run == 0 and control is None:
+        print(f"{stage} {language_model}: " + "; ".join(needs), flush=True)
     if tuned:
         start = run_folder(models_dir, "frozen", run)
         if not start.is_dir():
@@ -123,6 +160,8 @@ def train_run(
     else:
         model = make_model(params, language_model, data, seed)
     model.to(device)
+    if params.training.activation_checkpointing:
+        recompute_activations(model)
     if params.training.compile and device.type == "cuda":
         from medalign3d.model.compilation import compile_blocks
 
