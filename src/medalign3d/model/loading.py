@@ -3,7 +3,8 @@
 The vision transformer, the query transformer with its text branch and the contrastive projections come from *one*
 checkpoint in the BLIP-2 image-text-matching format (``Salesforce/blip2-itm-vit-g`` at full size). Safetensors files
 are preferred; older ``.bin`` files are read with ``weights_only=True``, so nothing in them is executed. Nothing runs
-code that comes with a checkpoint.
+code that comes with a checkpoint. Only what a repository holds itself is used: transformers may otherwise ask a service
+to convert ``.bin`` files of others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,22 +104,74 @@ def _explain(checkpoint: str, revision: str | None, parameter: str) -> Iterator[
         ) from error
 
 
-def _require_complete(info: Mapping[str, Any], where: str, optional: tuple[str, ...] = ()) -> None:
-    """Raise when tensors of a model were not in its checkpoint: they would stay random."""
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith(optional))
-    mismatched = [
-        f"{key[0]}: {tuple(key[1])} instead of {tuple(key[2])}" if len(key) == 3 else str(key[0])
-        for key in (info.get("mismatched_keys") or ())
+def _pattern(name: str) -> str:
+    """A tensor's name without the numbers of layers."""
+    return re.sub(r"\d+", "#", name)
+
+
+def _require_complete(model: nn.Module, info: Mapping[str, Any], where: str, optional: tuple[str, ...] = ()) -> None:
+    """Raise when tensors of a model and its checkpoint differ: they would stay random, or be left out.
+
+    Tensors of other kinds than the model has (old attention masks, heads of another task) are no fault.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shown = [
+        f"{name}: {shapes.get(name, '')} not in the checkpoint"
+        for name in sorted(info["missing_keys"])
+        if not name.startswith(optional)
     ]
-    if missing or mismatched:
-        shown = [*(f"{name}: missing" for name in missing), *mismatched]
+    shown += [
+        f"{name}: {tuple(found)} in the checkpoint, {tuple(expected)} by config.json"
+        for name, found, expected in sorted(info.get("mismatched_keys") or ())
+        if not name.startswith(optional)
+    ]
+    parameters = {_pattern(name) for name, _ in model.named_parameters()}
+    shown += [
+        f"{name}: in the checkpoint, not in config.json's architecture"
+        for name in sorted(info.get("unexpected_keys") or ())
+        if _pattern(name) in parameters
+    ]
+    if shown:
         raise CheckpointError(
-            "a checkpoint lacks tensors of its own architecture",
+            "the tensors of a checkpoint are not those of its own architecture",
             where=where,
-            found="; ".join(shown[:8]) + (f"; and {len(shown) - 8} more" if len(shown) > 8 else ""),
-            expected="all tensors that config.json describes",
+            found="\n            ".join(shown[:12])
+            + (f"\n            and {len(shown) - 12} more" if len(shown) > 12 else ""),
+            expected="all tensors that config.json describes, in their shapes, and no further layers",
             remedy="download or make the checkpoint again",
         )
+
+
+def _read_options(revision: str | None) -> dict[str, Any]:
+    """How configurations, weights and tokenizers are read: no code of a checkpoint, no network when told so."""
+    return {"revision": revision, "local_files_only": is_offline(), "trust_remote_code": False}
+
+
+def _read_model(kind: Any, checkpoint: str, config: Any, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A model and what transformers says about its tensors; differing shapes are told, not raised one by one."""
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    model, info = kind.from_pretrained(
+        checkpoint,
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        weights_only=True,
+        **_read_options(revision),
+    )
+    return model, info
+
+
+def read_config(checkpoint: str, revision: str | None, parameter: str) -> Any:
+    """The configuration of a checkpoint, without its weights.
+
+    Raises
+    ------
+    CheckpointError
+        When it is missing or unreadable; the error names ``parameter``.
+    """
+    with _explain(checkpoint, revision, parameter), _quiet():
+        return AutoConfig.from_pretrained(checkpoint, **_read_options(revision))
 
 
 def load_vision(checkpoint: str, revision: str | None = None, dtype: str = "float32") -> VisionParts:
@@ -138,7 +192,7 @@ def load_vision(checkpoint: str, revision: str | None = None, dtype: str = "floa
         When the checkpoint is missing, unreadable, of another format, or incomplete.
     """
     with _explain(checkpoint, revision, "model.vision.checkpoint"), _quiet():
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
+        config = AutoConfig.from_pretrained(checkpoint, **_read_options(revision))
         if not isinstance(config, Blip2Config):
             raise CheckpointError(
                 "a vision checkpoint is of another format",
@@ -149,17 +203,9 @@ def load_vision(checkpoint: str, revision: str | None = None, dtype: str = "floa
             )
         # Published configurations may leave this off although the text branch's weights are there.
         config.qformer_config.use_qformer_text_input = True  # type: ignore[union-attr]
-        reader: Any = Blip2ForImageTextRetrieval
-        model, info = reader.from_pretrained(
-            checkpoint,
-            revision=revision,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            local_files_only=is_offline(),
-        )
-        _require_complete(info, checkpoint, optional=("itm_head",))
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
+        model, info = _read_model(Blip2ForImageTextRetrieval, checkpoint, config, revision, torch.float32)
+        _require_complete(model, info, checkpoint, optional=("itm_head",))
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **_read_options(revision))
     vision = model.vision_model
     return VisionParts(
         blocks=vision.encoder.layers.to(DTYPES[dtype]),
@@ -183,17 +229,11 @@ def load_language(checkpoint: str, revision: str | None = None, dtype: str = "fl
         When the checkpoint is missing, unreadable or incomplete.
     """
     with _explain(checkpoint, revision, "model.language.models.<name>.checkpoint"), _quiet():
-        config = AutoConfig.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
+        config = AutoConfig.from_pretrained(checkpoint, **_read_options(revision))
         kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model, info = kind.from_pretrained(
-            checkpoint,
-            revision=revision,
-            dtype=DTYPES[dtype],
-            output_loading_info=True,
-            local_files_only=is_offline(),
-        )
-        _require_complete(info, checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=revision, local_files_only=is_offline())
+        model, info = _read_model(kind, checkpoint, config, revision, DTYPES[dtype])
+        _require_complete(model, info, checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **_read_options(revision))
     return model, tokenizer
 
 

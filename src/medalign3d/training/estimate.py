@@ -301,13 +301,15 @@ def read_shapes(config: ModelConfig, *, lora: LoraConfig | None = None) -> Shape
 
     Raises
     ------
-    Exception
-        Of transformers, when a configuration cannot be read; loading the model then says what to do.
+    CheckpointError
+        When a configuration is missing or unreadable.
     """
-    from transformers import AutoConfig
+    from medalign3d.model.loading import read_config
 
-    blip = AutoConfig.from_pretrained(config.vision_checkpoint, revision=config.vision_revision)
-    language = AutoConfig.from_pretrained(config.language_checkpoint, revision=config.language_revision)
+    blip = read_config(config.vision_checkpoint, config.vision_revision, "model.vision.checkpoint")
+    language = read_config(
+        config.language_checkpoint, config.language_revision, "model.language.models.<name>.checkpoint"
+    )
     return shapes_from_configs(config, blip.vision_config, blip.qformer_config, language, lora=lora)
 
 

@@ -146,15 +146,15 @@ def train_run(
     device = pick_device(params.training.device, number)
     data = TrainingData.from_files(params, run, stage=stage, control=control, data_dir=data_dir)
     models_dir = data_dir / "models" / language_model
+    start = run_folder(models_dir, "frozen", run)
+    if tuned and not start.is_dir():
+        raise InputError("no pretrained run to tune", where=start, remedy="run `dvc repro pretrain` first")
     wanted = params.pretrain.auxiliary_weight > 0 or params.tune.auxiliary_weight > 0
     targets = data.auxiliary_names if wanted else ()
     needs = predict_needs(params, language_model, stage=stage, device=device, auxiliary_targets=targets)
     if run == 0 and control is None:
         print(f"{stage} {language_model}: " + "; ".join(needs), flush=True)
     if tuned:
-        start = run_folder(models_dir, "frozen", run)
-        if not start.is_dir():
-            raise InputError("no pretrained run to tune", where=start, remedy="run `dvc repro pretrain` first")
         model = MedAlign3D.load(start)
         model.add_lora(model.config.lora, seed)
     else:
