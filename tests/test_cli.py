@@ -21,7 +21,7 @@ def workspace(tmp_path, project, params_text, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["ingest", "bids", "normalize", "predict", "profile", "doctor", "explain", "why-missing"]
+    "command", ["ingest", "bids", "normalize", "predict", "profile", "doctor", "explain", "why-missing", "params"]
 )
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -1,5 +1,5 @@
-"""The command line: ``medalign3d ingest | bids | normalize | export-volumes | predict | simulate | table1 | profile |
-doctor``, and ``explain`` and ``why-missing`` for one image or person.
+"""The command line: ``medalign3d ingest | bids | normalize | export-volumes | predict | params | simulate | table1 |
+profile | doctor``, and ``explain`` and ``why-missing`` for one image or person.
 
 Exit codes: 0 done; 1 an error that the message explains, or a doctor that found something missing; 2 wrong usage;
 3 done, but some inputs were quarantined. ``why-missing``: 0 all is in the result, 3 something was stopped with a
@@ -332,6 +332,15 @@ def _why_missing(arguments: argparse.Namespace) -> int:
     return EXIT_QUARANTINED if states <= {"in the result", "stopped"} else EXIT_ERROR
 
 
+def _parameter_counts(arguments: argparse.Namespace) -> int:
+    from medalign3d.profiles import build_profile
+    from medalign3d.training.parameter_report import parameter_lines
+
+    params = build_profile(arguments.profile)[1] if arguments.profile else _params(arguments.params)
+    print("\n".join(parameter_lines(params)))
+    return EXIT_DONE
+
+
 def _named_folders(items: Sequence[str] | None) -> dict[str, str]:
     """``COHORT=FOLDER`` options as a dictionary."""
     folders = {}
@@ -407,6 +416,14 @@ def build_parser() -> argparse.ArgumentParser:
     normalize.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a DICOM folder or a zip")
     normalize.add_argument("--out", required=True, metavar="DIR", help="where volumes, pictures and index.parquet go")
     normalize.set_defaults(run=_normalize)
+
+    counts = add(
+        "params",
+        "count the learnable parameters of the models, beside the published figures, without any checkpoint",
+        "  medalign3d params --profile paper",
+    )
+    counts.add_argument("--profile", metavar="NAME", help="of this profile (default: the active one)")
+    counts.set_defaults(run=_parameter_counts)
 
     export = add(
         "export-volumes",
