@@ -47,10 +47,10 @@ def _train_until(params: Params, step: int, monkeypatch: pytest.MonkeyPatch, **o
     """Train and die at the start of ``step`` (from 0)."""
     original = TrainingData.batch
 
-    def batch(self: TrainingData, number: int) -> Any:
+    def batch(self: TrainingData, number: int, slots: Any = None) -> Any:
         if number == step:
             raise _Killed
-        return original(self, number)
+        return original(self, number, slots)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingData, "batch", batch)
@@ -200,7 +200,7 @@ def test_training_lowers_the_loss_of_a_batch_that_it_sees_again(
     in_project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = TrainingData.batch
-    monkeypatch.setattr(TrainingData, "batch", lambda self, step: original(self, 0))
+    monkeypatch.setattr(TrainingData, "batch", lambda self, step, slots: original(self, 0, slots))
     recipe = params.pretrain.model_copy(update={"steps": 30, "validate_every": 5})
     _, result = _train(params.model_copy(update={"pretrain": recipe}))
     assert result.history[-1]["train_contrastive"] < result.history[0]["train_contrastive"] - 0.2

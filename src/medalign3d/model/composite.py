@@ -26,7 +26,14 @@ from medalign3d.model.loading import (
     load_vision,
     read_safetensors,
 )
-from medalign3d.model.losses import Losses, contrastive_loss, masked_squared_error, text_keys
+from medalign3d.model.losses import (
+    Losses,
+    contrastive_loss,
+    in_any_process,
+    masked_squared_error,
+    mean_over_processes,
+    text_keys,
+)
 from medalign3d.model.sub_volumes import SubVolumeEmbedding, resample_state
 from medalign3d.model.vision import FrozenVision
 
@@ -308,22 +315,24 @@ class MedAlign3D(nn.Module):
         labelled = [index for index, answer in enumerate(answers) if answer]
         per_sample = torch.full((count,), math.nan, device=self.device)
         generation = zero
-        if labelled and lambda_generation > 0:
+        if lambda_generation > 0 and labelled:
             prompts = self.language.encode_prompts([texts[i] for i in labelled], [questions[i] for i in labelled])
             targets = self.language.encode_answers([str(answers[i]) for i in labelled])
             chosen = prefix if prefix is None or len(labelled) == count else prefix[labelled]
             losses = self.language.answer_loss(chosen, prompts, targets)
             per_sample[labelled] = losses.detach()
-            generation = losses.mean()
+            generation = losses.sum()
+        if lambda_generation > 0:
+            generation = mean_over_processes(generation, len(labelled))
 
         record_loss = answer_loss = zero
         if contrastive and queries is not None:
             known = [bool(text.strip()) for text in texts]
             with_text = torch.tensor(known, device=self.device)
             with_answer = torch.tensor([bool(answer) for answer in answers], device=self.device)
-            if any(known):
+            if in_any_process(any(known), self.device):
                 record_loss = self._contrast(queries, texts, with_text, "record", label_smoothing)
-            if labelled:
+            if in_any_process(bool(labelled), self.device):
                 statements = [f"{question} {answer or ''}" for question, answer in zip(questions, answers, strict=True)]
                 answer_loss = self._contrast(queries, statements, with_answer, "answer", label_smoothing)
 

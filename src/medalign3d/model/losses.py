@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,19 +51,78 @@ def clamp_temperature(log_temperature: Tensor) -> Tensor:
     return log_temperature.clamp(math.log(MINIMUM_TEMPERATURE), math.log(MAXIMUM_TEMPERATURE)).exp()
 
 
-def _gather(tensor: Tensor, *, differentiable: bool) -> Tensor:
-    """Concatenate over the ranks of a data-parallel group (of equal batch size); the tensor itself without one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return tensor
-    if torch.distributed.get_world_size() == 1:
-        return tensor
-    if differentiable:
-        from torch.distributed.nn.functional import all_gather
+def process_count() -> int:
+    """How many processes compute one batch together; 1 without a process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
 
-        return torch.cat(list(all_gather(tensor)))
-    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, tensor)
+
+def in_any_process(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true in any process; every process must ask."""
+    if process_count() == 1:
+        return flag
+    value = torch.tensor([float(flag)], device=device)
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def mean_over_processes(total: Tensor, count: Tensor | int) -> Tensor:
+    """Part of a mean over the samples of all processes.
+
+    The *average over processes* of what is returned is the mean over all samples, however they are divided; averaged
+    gradients are then those of one process with the whole batch. Every process must call it; a count of 0 is allowed.
+    """
+    number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+    processes = process_count()
+    if processes > 1:
+        number = number.clone()
+        torch.distributed.all_reduce(number)
+        total = total * processes
+    return total / number.clamp_min(1)
+
+
+def _rows_of_all(rows: int, device: torch.device) -> int:
+    """The most rows that any process has."""
+    if process_count() == 1:
+        return rows
+    value = torch.tensor([rows], device=device)
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return int(value.item())
+
+
+def _gather(tensor: Tensor, rows: int, *, differentiable: bool) -> Tensor:
+    """Concatenate over processes, each filled up to ``rows`` with zeros; the tensor itself when there is one."""
+    if process_count() == 1:
+        return tensor
+    if len(tensor) < rows:
+        tensor = torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
+    return _AllGather.apply(tensor) if differentiable else _all_gather(tensor)
+
+
+def _all_gather(tensor: Tensor) -> Tensor:
+    parts = [torch.empty_like(tensor) for _ in range(process_count())]
+    torch.distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+class _AllGather(torch.autograd.Function):
+    """Concatenation over processes; what every process's loss asks of a tensor is added up where the tensor came from.
+
+    torch's own differentiable gather is deprecated, and with gloo its gradients were not those of one process.
+    """
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        context.rows = len(tensor)
+        return _all_gather(tensor)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        torch.distributed.all_reduce(gradient)
+        start = torch.distributed.get_rank() * context.rows
+        return gradient[start : start + context.rows]
 
 
 def _one_direction(logits: Tensor, positive: Tensor, weight: Tensor, smoothing: float) -> Tensor:
@@ -71,7 +131,7 @@ def _one_direction(logits: Tensor, positive: Tensor, weight: Tensor, smoothing: 
     mass = log_probability.masked_fill(~positive, -torch.inf).logsumexp(dim=1)
     everywhere = log_probability.masked_fill(log_probability.isneginf(), 0.0).sum(1) / logits.isfinite().sum(1)
     loss = -(1.0 - smoothing) * mass - smoothing * everywhere
-    return (loss * weight).sum() / weight.sum().clamp_min(1.0)
+    return mean_over_processes((loss * weight).sum(), weight.sum())
 
 
 def contrastive_loss(
@@ -118,8 +178,10 @@ def contrastive_loss(
 def _symmetric_loss(
     queries: Tensor, texts: Tensor, keys: Tensor, temperature: Tensor, label_smoothing: float, valid: Tensor
 ) -> Tensor:
-    all_queries, all_texts = _gather(queries, differentiable=True), _gather(texts, differentiable=True)
-    all_keys, all_valid = _gather(keys, differentiable=False), _gather(valid, differentiable=False)
+    rows = _rows_of_all(len(keys), keys.device)
+    all_queries, all_texts = _gather(queries, rows, differentiable=True), _gather(texts, rows, differentiable=True)
+    all_keys = _gather(keys, rows, differentiable=False)
+    all_valid = _gather(valid.to(torch.uint8), rows, differentiable=False).bool()
     positive = (keys[:, None] == all_keys[None, :]) & all_valid[None, :]
     # Rows that are not valid get themselves as a positive, so that no row is empty; their weight is zero.
     weight = valid.to(queries.dtype)
@@ -136,4 +198,4 @@ def masked_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over the targets that are known; (B, n) with NaN for the unknown. 0 where none is known."""
     known = target.isfinite()
     error = (predicted - target.nan_to_num(0.0, 0.0, 0.0)).square() * known
-    return error.sum() / known.sum().clamp_min(1)
+    return mean_over_processes(error.sum(), known.sum())

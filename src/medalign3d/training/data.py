@@ -502,15 +502,21 @@ class TrainingData:
                 )
         return tuple(result)
 
-    def batch(self, step: int) -> Batch:
-        """The training batch of a step; the same step of the same run always gives the same batch."""
+    def batch(self, step: int, slots: Sequence[int] | None = None) -> Batch:
+        """The training batch of a step; the same step of the same run always gives the same batch.
+
+        ``slots`` are the places in the batch that are wanted (the share of one of several processes); only their
+        volumes are read.
+        """
         samples = self.samples(step)
+        slots = range(len(samples)) if slots is None else slots
+        samples = tuple(samples[slot] for slot in slots)
         rows = [sample.image_row for sample in samples]
         changes = None
         if self.control != "blind" and self._features is None:
             changes = draw_changes(
                 self.optimization,
-                [(self.seed, 31, step, slot) for slot in range(len(rows))],
+                [(self.seed, 31, step, slot) for slot in slots],
                 self.volumes.shape,
                 self.params.normalize.zooms_mm,
             )

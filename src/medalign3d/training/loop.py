@@ -5,17 +5,18 @@ best trainables kept; early stopping; a checkpoint in a scratch folder every som
 the process is asked to stop, from which a killed run goes on bit by bit (data, augmentation and dropout are functions
 of seed and step); a non-finite loss is an error that names the step.
 
-Not supported: one run on several devices.
+One run may use several processes (:mod:`medalign3d.training.distributed`); it then takes the same steps as one process
+with the same batch, to rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import io
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from medalign3d.params import Optimization
 from medalign3d.progress import Progress
 from medalign3d.training import checkpoint
 from medalign3d.training.data import Batch, EvaluationItem, TrainingData, chunks
+from medalign3d.training.distributed import Processes, share
 from medalign3d.training.signals import StopRequest
 
 HistoryRow = dict[str, float]
@@ -149,33 +151,24 @@ def validate(
     return float(np.mean(per_ablation)), float(np.mean(losses))
 
 
-def _step_seed(seed: int, step: int) -> int:
+def _step_seed(seed: int, step: int, rank: int) -> int:
     """The seed of torch's generator for one step: dropout then does not depend on where a run was resumed."""
-    return int(np.random.default_rng([seed, 37, step]).integers(2**62))
-
-
-def _micro_batches(samples: int, parts: int) -> list[slice]:
-    """``range(samples)`` in ``parts`` consecutive parts; the first ones are longer by one.
-
-    >>> _micro_batches(5, 2)
-    [slice(0, 3, None), slice(3, 5, None)]
-    """
-    bounds = [-(-samples * number // parts) for number in range(parts + 1)]
-    return [slice(low, high) for low, high in itertools.pairwise(bounds)]
+    return int(np.random.default_rng([seed, 37, step, rank]).integers(2**62))
 
 
 class _Batches:
     """Batches of consecutive steps; for a GPU the next one is made and sent there while the model computes."""
 
-    def __init__(self, data: TrainingData, device: torch.device) -> None:
+    def __init__(self, data: TrainingData, device: torch.device, slots: Sequence[int] | None) -> None:
         self._data = data
+        self._slots = slots
         self._device = device
         self._pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self._waiting: tuple[int, Future[Batch]] | None = None
 
     def get(self, step: int, last: int) -> Batch:
         if self._pool is None:
-            return self._data.batch(step)
+            return self._data.batch(step, self._slots)
         if self._waiting is not None and self._waiting[0] == step:
             batch = self._waiting[1].result()
         else:
@@ -185,7 +178,7 @@ class _Batches:
         return batch
 
     def _make(self, step: int) -> Batch:
-        return self._data.batch(step).send(self._device)
+        return self._data.batch(step, self._slots).send(self._device)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -205,6 +198,7 @@ def train(
     scratch: Path | None = None,
     on_history: Callable[[HistoryRow], None] | None = None,
     stream: TextIO | None = None,
+    processes: Processes | None = None,
 ) -> TrainResult:
     """Train a model; afterwards it holds the weights of the best validation.
 
@@ -229,7 +223,9 @@ def train(
     scratch
         Folder for checkpoints; None keeps none. The caller removes it when the results stand at their place.
     on_history
-        Called with every history row.
+        Called with every history row (in the first process).
+    processes
+        Those that share this run; by default this one alone.
 
     Raises
     ------
@@ -238,6 +234,7 @@ def train(
     SystemExit
         With 128 and the signal's number, after a checkpoint, when SIGTERM or Ctrl-C came.
     """
+    processes = Processes(device) if processes is None else processes
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         model.parameter_groups(optimization.weight_decay), lr=optimization.learning_rate, betas=(0.9, 0.98), fused=True
@@ -256,9 +253,19 @@ def train(
         best = _Best(**found.state["best"], state=found.best)
         history, sums, since = found.state["history"], found.state["sums"], found.state["since"]
         start = resumed_from = found.step
+    if processes.largest(start) != processes.from_first(start):
+        raise MedAlignError(
+            "the processes of a run see different checkpoints",
+            where=scratch,
+            found=f"step {start} in process {processes.rank}",
+            expected="one project folder, on a file system that all machines share",
+        )
+    processes.same_as_first(trainable)
+    shares = processes.shares(optimization.batch_size, optimization.accumulation)
+    slots = [slot for part in shares for slot in part]
 
     def keep(done: int) -> None:
-        if scratch is not None:
+        if scratch is not None and processes.first:
             checkpoint.save(
                 scratch,
                 done,
@@ -275,11 +282,11 @@ def train(
 
     began = time.monotonic()
     trained_seconds, trained_samples = 0.0, 0
-    batches = _Batches(data, device)
+    batches = _Batches(data, device, None if processes.count == 1 else slots)
     utilisation = _utilisation(model, data, optimization, device)
     model.train()
     try:
-        with StopRequest() as stop, Progress(label, optimization.steps, stream) as progress:
+        with StopRequest() as stop, _progress(label, optimization.steps, stream, processes) as progress:
             progress.done = start
             for step in range(start, optimization.steps):
                 if _waited_enough(history, best, optimization.patience):
@@ -288,10 +295,11 @@ def train(
                 rate = learning_rate_at(step, optimization)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                torch.manual_seed(_step_seed(seed, step))
+                torch.manual_seed(_step_seed(seed, step, processes.rank))
                 batch = batches.get(step, optimization.steps - 1)
                 optimizer.zero_grad(set_to_none=True)
-                parts = _accumulate(model, batch, optimization, device)
+                parts = processes.average(_accumulate(model, batch, optimization, device, shares))
+                processes.average_gradients(trainable)
                 norm = float(nn.utils.clip_grad_norm_(trainable, optimization.clip_norm))
                 if not (math.isfinite(parts["total"]) and math.isfinite(norm)):
                     raise MedAlignError(
@@ -303,7 +311,7 @@ def train(
                     )
                 optimizer.step()
                 trained_seconds += time.monotonic() - tick
-                trained_samples += len(batch.samples)
+                trained_samples += optimization.batch_size
                 since += 1
                 for name, value in parts.items():
                     sums[name] = sums.get(name, 0.0) + value
@@ -321,7 +329,9 @@ def train(
                 done = step + 1
                 validated = done % optimization.validate_every == 0 or done == optimization.steps
                 if validated:
-                    score, loss = validate(model, data, items, ablations, device, evaluation_batch_size)
+                    score, loss = processes.from_first(
+                        validate(model, data, items, ablations, device, evaluation_batch_size)
+                    )
                     model.train()
                     if not items:
                         score, loss = 0.0, sums["total"] / since
@@ -331,13 +341,14 @@ def train(
                     row |= {f"train_{name}": value / since for name, value in sums.items()}
                     row |= {"validation_score": score, "validation_loss": loss}
                     history.append(row)
-                    if on_history is not None:
+                    if on_history is not None and processes.first:
                         on_history(row)
                     sums, since = {}, 0
-                if validated or stop.number or done % optimization.checkpoint_every == 0:
+                stopped = processes.largest(stop.number)  # one signal stops all, after the same step
+                if validated or stopped or done % optimization.checkpoint_every == 0:
                     keep(done)
-                if stop.number:
-                    raise SystemExit(128 + stop.number)
+                if stopped:
+                    raise SystemExit(128 + stopped)
     finally:
         batches.close()
     model.load_trainable_state_dict(best.state, where="best validation")
@@ -353,12 +364,16 @@ def train(
     )
 
 
-def _accumulate(model: Any, batch: Batch, optimization: Optimization, device: torch.device) -> dict[str, float]:
+def _accumulate(
+    model: Any, batch: Batch, optimization: Optimization, device: torch.device, shares: Sequence[range]
+) -> dict[str, float]:
     """Add up the gradients of a batch, part by part; the parts' losses count by their numbers of samples."""
     volumes = batch.inputs(device)
-    count = len(batch.samples)
     total: dict[str, float] = {}
-    for part in _micro_batches(count, optimization.accumulation):
+    start = 0
+    for number, own in enumerate(shares):
+        part = slice(start, start + len(own))
+        start = part.stop
         with _autocast(device, optimization.precision):
             losses = model(
                 volumes[part],
@@ -371,11 +386,16 @@ def _accumulate(model: Any, batch: Batch, optimization: Optimization, device: to
                 auxiliary_weight=optimization.auxiliary_weight,
                 label_smoothing=optimization.label_smoothing,
             )
-        share = (part.stop - part.start) / count
-        (losses.total if share == 1 else losses.total * share).backward()
+        weight = len(share(optimization.batch_size, len(shares), number)) / optimization.batch_size
+        (losses.total if weight == 1 else losses.total * weight).backward()
         for name, value in losses.scalars().items():
-            total[name] = total.get(name, 0.0) + share * value
+            total[name] = total.get(name, 0.0) + weight * value
     return total
+
+
+def _progress(label: str, steps: int, stream: TextIO | None, processes: Processes) -> Progress:
+    """The line of progress, written by the first process alone."""
+    return Progress(label, steps, stream if processes.first else io.StringIO())
 
 
 def _waited_enough(history: list[HistoryRow], best: _Best, patience: int | None) -> bool:

@@ -22,6 +22,7 @@ from medalign3d import files
 from medalign3d.errors import InputError
 from medalign3d.params import Params
 from medalign3d.training.data import TrainingData
+from medalign3d.training.distributed import Processes, launched_processes
 from medalign3d.training.loop import HistoryRow, pick_device, remove_scratch, train
 from medalign3d.training.processes import MODEL_MODULES, Job, run_jobs
 from medalign3d.training.recompute import recompute_activations
@@ -143,7 +144,8 @@ def train_run(
     kind = "lora" if tuned else ("control" if control else "frozen")
     name = f"{control}-run-{run}" if control else f"run-{run}"
     seed = params.training.seed + run
-    device = pick_device(params.training.device, number)
+    processes = Processes(pick_device(params.training.device, number))
+    device = processes.device
     data = TrainingData.from_files(params, run, stage=stage, control=control, data_dir=data_dir)
     models_dir = data_dir / "models" / language_model
     start = run_folder(models_dir, "frozen", run)
@@ -152,7 +154,7 @@ def train_run(
     wanted = params.pretrain.auxiliary_weight > 0 or params.tune.auxiliary_weight > 0
     targets = data.auxiliary_names if wanted else ()
     needs = predict_needs(params, language_model, stage=stage, device=device, auxiliary_targets=targets)
-    if run == 0 and control is None:
+    if run == 0 and control is None and processes.first:
         print(f"{stage} {language_model}: " + "; ".join(needs), flush=True)
     if tuned:
         model = MedAlign3D.load(start)
@@ -189,7 +191,7 @@ def train_run(
     scratch = _scratch_folder(params, arguments, data) if keep_scratch else None
     ablations = tuple(dict.fromkeys((params.evaluate.headline_text, "demographics_only")))
     tags = {key: str(about[key]) for key in ("stage", "setting", "language_model", "run", "seed")}
-    with (tracker or _untracked)(name, tags) as tracked:
+    with (tracker if tracker is not None and processes.first else _untracked)(name, tags) as tracked:
 
         def log(row: HistoryRow) -> None:
             if tracked is not None:
@@ -207,6 +209,7 @@ def train_run(
             evaluation_batch_size=params.evaluate.batch_size,
             scratch=scratch,
             on_history=log,
+            processes=processes,
         )
         metrics = {
             **about,
@@ -215,23 +218,26 @@ def train_run(
             "validation_loss": result.best_loss,
             "finding_thresholds": {name: list(bounds) for name, bounds in data.thresholds.bounds.items()},
         }
-        with files.atomic_path(out_dir / f"run-{run}") as temporary:
-            temporary.mkdir(parents=True)
-            model.save(temporary)
-            files.write_json(temporary / "history.json", result.history)
-            files.write_json(temporary / "metrics.json", metrics)
-            if tracked is not None:
-                best = {"validation_score": result.best_score, "validation_loss": result.best_loss}
-                tracked.log_metrics(
-                    {k: v for k, v in best.items() if np.isfinite(v)}, step=int(result.history[-1]["step"])
-                )
-                # The record lets the tracking database be rebuilt when this folder comes back from a cache.
-                record = getattr(tracked, "record", None)
-                if record is not None:
-                    files.write_json(temporary / "mlflow_run.json", record)
-    remove_scratch(scratch)
-    if features is not None:
-        features.remove()
+        if processes.first:
+            with files.atomic_path(out_dir / f"run-{run}") as temporary:
+                temporary.mkdir(parents=True)
+                model.save(temporary)
+                files.write_json(temporary / "history.json", result.history)
+                files.write_json(temporary / "metrics.json", metrics)
+                if tracked is not None:
+                    best = {"validation_score": result.best_score, "validation_loss": result.best_loss}
+                    tracked.log_metrics(
+                        {k: v for k, v in best.items() if np.isfinite(v)}, step=int(result.history[-1]["step"])
+                    )
+                    # The record lets the tracking database be rebuilt when this folder comes back from a cache.
+                    record = getattr(tracked, "record", None)
+                    if record is not None:
+                        files.write_json(temporary / "mlflow_run.json", record)
+    processes.wait()  # until everything stands, and nobody reads what is removed now
+    if processes.first:
+        remove_scratch(scratch)
+        if features is not None:
+            features.remove()
     return {
         **metrics,
         "samples_per_second": result.samples_per_second,
@@ -241,8 +247,12 @@ def train_run(
 
 
 def _run_all(params: Params, jobs: list[Job]) -> list[dict[str, Any]]:
-    """Run jobs in ``training.workers`` processes; results in the order of the jobs."""
-    results: dict[int, dict[str, Any]] = dict(run_jobs(jobs, workers=params.training.workers, preload=MODEL_MODULES))
+    """Run jobs in ``training.workers`` processes; results in the order of the jobs.
+
+    Under ``torchrun`` all of its processes do each job together, one after the other.
+    """
+    workers = 1 if launched_processes() > 1 else params.training.workers
+    results: dict[int, dict[str, Any]] = dict(run_jobs(jobs, workers=workers, preload=MODEL_MODULES))
     return [results[number] for number in range(len(jobs))]
 
 
