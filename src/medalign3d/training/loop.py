@@ -283,7 +283,7 @@ def train(
     began = time.monotonic()
     trained_seconds, trained_samples = 0.0, 0
     batches = _Batches(data, device, None if processes.count == 1 else slots)
-    utilisation = _utilisation(model, data, optimization, device)
+    utilisation = _utilisation(model, data, optimization, device, processes.count)
     model.train()
     try:
         with StopRequest() as stop, _progress(label, optimization.steps, stream, processes) as progress:
@@ -404,9 +404,9 @@ def _waited_enough(history: list[HistoryRow], best: _Best, patience: int | None)
 
 
 def _utilisation(
-    model: Any, data: TrainingData, optimization: Optimization, device: torch.device
+    model: Any, data: TrainingData, optimization: Optimization, device: torch.device, devices: int
 ) -> Callable[[float], str]:
-    """For the line of progress: the share of the device's peak that a speed is; empty where no peak is known."""
+    """For the line of progress: the share of the devices' peak that a speed is; empty where no peak is known."""
     if device.type != "cuda":
         return lambda speed: ""
     from medalign3d.training import estimate
@@ -423,7 +423,7 @@ def _utilisation(
             generation=optimization.lambda_generation > 0,
         ).values()
     )
-    return lambda speed: f"  {speed * operations / peak:.0%} of the peak"
+    return lambda speed: f"  {speed * operations / (devices * peak):.0%} of the peak"
 
 
 def _memory(device: torch.device) -> str:
