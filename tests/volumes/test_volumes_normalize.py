@@ -17,7 +17,7 @@ from volume_heads import Head, make_head, posed, real
 
 from medalign3d.errors import ParameterError, VolumeError
 from medalign3d.params import Normalize
-from medalign3d.volumes import bias, fallback, intensity, quality, regions, register, store
+from medalign3d.volumes import bias, fallback, intensity, normalize, quality, regions, register, store
 from medalign3d.volumes import template as mni
 from medalign3d.volumes.grids import Grid, block_average, resample
 from medalign3d.volumes.normalize import INDEX_COLUMNS, normalize_cohort, normalize_inputs, normalize_volume
@@ -438,3 +438,24 @@ def test_a_lobe_cut_off_is_seen(params: Normalize, moved: bool) -> None:
     cut = normalize_volume(dataclasses.replace(head, data=data.astype(np.float32)), params)
     assert cut.verdict == "quarantined"
     assert re.search("of the brain is blank", cut.detail)
+
+
+def test_grids_of_mni_space_are_known() -> None:
+    fsl = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+    icbm = np.array([[1.0, 0, 0, -98], [0, 1, 0, -134], [0, 0, 1, -72], [0, 0, 0, 1]])
+    assert normalize.on_mni_grid((91, 109, 91), fsl)
+    assert normalize.on_mni_grid((182, 218, 182), fsl @ np.diag([0.5, 0.5, 0.5, 1]))
+    assert normalize.on_mni_grid((197, 233, 189), icbm)
+    elsewhere = fsl.copy()
+    elsewhere[2, 3] += 10
+    assert not normalize.on_mni_grid((91, 109, 91), elsewhere)
+    tilted = fsl.copy()
+    tilted[:3, :3] = register.rotation(5, 0, 0) @ fsl[:3, :3]
+    assert not normalize.on_mni_grid((91, 109, 91), tilted)
+
+
+def test_a_real_copy_on_the_mni_grid_stays_as_it_came(params: Normalize) -> None:
+    """Tilted by another program, 8 mm beside this package's own answer."""
+    path = next(real("oasis1_mni_2mm").glob("OAS1_0019_MR1*.nii.gz"))
+    result = normalize_volume(read_volume(path.parent, path.name), params)
+    assert (result.method, result.verdict) == ("already-normalized", "accepted")

@@ -44,7 +44,7 @@ from medalign3d.volumes.read import Volume, check, read_volume
 if TYPE_CHECKING:
     import pandas as pd
 
-ALGORITHM_VERSION = 7
+ALGORITHM_VERSION = 8
 """Part of every cache key: raised when the arrays that this package makes change."""
 
 MINIMUM_GREY_WHITE_CONTRAST = 0.8
@@ -58,12 +58,19 @@ MINIMUM_VENTRICLES_ML = 1.0
 
 SURELY_ALIGNED = 0.45
 """From this local correlation on, a stripped brain lies where the template does; below, a registration must agree."""
-ALIGNED_MM = 12.0
-"""Mean shift that a registration may find in an image that counts as already aligned.
+ALIGNED_MM, ALIGNED_ON_GRID_MM = 7.0, 12.0
+"""Mean shift that a registration may find in an image that counts as already aligned; more where it lies on one of the
+grids of MNI space, which says that another program put it there.
 
-Public copies in MNI space differ from this package's registration by up to 11 mm where another program tilted a head;
-they are their makers' answer and stay as they came. A brain moved by so much beside its place seldom agrees with the
-template well enough to be asked about."""
+Public copies on such a grid differ from this package's registration by up to 11 mm where that program tilted a head;
+they are their makers' answer and stay as they came."""
+
+MNI_GRIDS_MM = (
+    ((-90.0, 90.5), (-126.0, 90.5), (-72.0, 108.5)),
+    ((-98.0, 98.0), (-134.0, 98.0), (-72.0, 116.0)),
+)
+"""First and last voxel's centre along x, y and z: the grids of 1 and 2 mm that FSL ships, and those of ICBM 2009."""
+
 MAXIMUM_BLANK = 0.15
 """Share of the template's brain that may be blank in the image (none is in whole heads; ventricles are 2-9 %)."""
 
@@ -147,6 +154,18 @@ def _blank_share(head: Array, template: mni.Template) -> float:
     """Share of blank voxels just outside the template's brain."""
     ceiling = BACKGROUND_FRACTION * float(np.percentile(head, 99))
     return float((head[template.distance > 7.0] <= ceiling).mean())
+
+
+def on_mni_grid(shape: Sequence[int], affine: Matrix) -> bool:
+    """Whether an image's voxels lie on one of the usual grids of MNI space, whatever their size and order."""
+    corners = affine[:3, :3] @ np.array([[0, n - 1] for n in shape], dtype=float) + affine[:3, 3:]
+    turned = np.abs(affine[:3, :3])
+    if (np.count_nonzero(turned > 1e-3 * turned.max(), axis=0) != 1).any():
+        return False
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    return any(
+        all(abs(low[k] - box[k][0]) < 1.6 and abs(high[k] - box[k][1]) < 1.6 for k in range(3)) for box in MNI_GRIDS_MM
+    )
 
 
 def missing_ml(blank: NDArray[np.bool_], template: mni.Template) -> float:
@@ -281,7 +300,8 @@ def normalize_volume(volume: Volume, params: Normalize) -> Normalized:
     first: register.Registration | None = None
     if already and quality.local_correlation(as_is, template) < SURELY_ALIGNED:
         first = _register(data, affine, params)
-        already = register.displacement_mm(first.transform, np.eye(4)) < ALIGNED_MM
+        limit = ALIGNED_ON_GRID_MM if on_mni_grid(data.shape, affine) else ALIGNED_MM
+        already = register.displacement_mm(first.transform, np.eye(4)) < limit
     if already:
         tissue = bias.fit(as_is, template, correct=False)
         if tissue is not None:
