@@ -84,12 +84,31 @@ def test_a_device_that_is_too_small_is_refused_before_anything_is_loaded(params:
     )
 
 
+def test_processes_share_batch_and_time(params: Params) -> None:
+    """A batch that no single device holds is not refused where four share it."""
+    recipe = params.pretrain.model_copy(update={"precision": "bfloat16", "batch_size": 64})
+    shapes = _full("gpt2")
+    alone, shared = (estimate.predict(shapes, LENGTHS, recipe, processes=count, peak=989e12) for count in (1, 4))
+    assert (alone.samples, shared.samples) == (64, 16)
+    assert shared.seconds == pytest.approx(alone.seconds / 4)
+    available = 40 * estimate.GIB
+    options = {"section": "pretrain", "device": "a GPU"}
+    with pytest.raises(MedAlignError, match="does not fit"):
+        estimate.check_fits(alone, available, recipe, **options)
+    estimate.check_fits(shared, available, recipe, processes=4, **options)
+    larger = recipe.model_copy(update={"batch_size": 256})
+    predicted = estimate.predict(shapes, LENGTHS, larger, processes=4, peak=989e12)
+    with pytest.raises(MedAlignError, match=r"pretrain\.accumulation: 2 ") as caught:
+        estimate.check_fits(predicted, available, larger, processes=4, **options)
+    assert f"pretrain.batch_size: {4 * predicted.most_samples(available)}" in str(caught.value)
+
+
 def test_a_run_says_what_it_will_need(in_project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     lines = runs.predict_needs(params, "gpt2", stage="pretrain", device=cpu)
     assert "predicted on the CPU" in lines[0]
     assert "a sample" in lines[1]
-    monkeypatch.setattr(estimate, "train_limits", lambda device: ("a small device", 1e6))
+    monkeypatch.setattr(estimate, "device_limits", lambda device: ("a small device", 1e6))
     with pytest.raises(MedAlignError, match="a small device"):
         runs.predict_needs(params, "gpt2", stage="tune", device=cpu)
 

@@ -24,11 +24,6 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launched_rank() -> int:
-    """The number of the present process among them, from 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def share(count: int, parts: int, number: int) -> range:
     """The ``number``-th of ``parts`` consecutive shares of ``range(count)``; the first ones are longer by one.
 
@@ -111,7 +106,7 @@ class Processes:
         """Averages of numbers over processes."""
         if self.count == 1:
             return values
-        numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=self._plain)
+        numbers = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(numbers)
         return dict(zip(values, (numbers / self.count).tolist(), strict=True))
 
@@ -119,7 +114,7 @@ class Processes:
         """The largest of the processes' whole numbers."""
         if self.count == 1:
             return value
-        number = torch.tensor([value], device=self._plain)
+        number = torch.tensor([value], device=self.device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number.item())
 
@@ -134,14 +129,10 @@ class Processes:
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self._plain)
+        dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def wait(self) -> None:
         """Wait for the other processes."""
         if self.count > 1:
             dist.barrier()
-
-    @property
-    def _plain(self) -> torch.device:
-        return self.device

@@ -287,7 +287,7 @@ def _copied(config: Any) -> Any:
     return type(config).from_dict(config.to_dict())
 
 
-def train_limits(device: torch.device) -> tuple[str, float]:
+def device_limits(device: torch.device) -> tuple[str, float]:
     """What to call a device, and how many bytes it has: a GPU's own memory, or the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), float(torch.cuda.get_device_properties(device).total_memory)
@@ -391,7 +391,7 @@ def bytes_per_sample(
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a run is predicted to need on its device; bytes, operations and seconds.
+    """What a run is predicted to need on each of its devices; bytes, operations and seconds.
 
     ``seconds`` is None where the device's speed is not known.
     """
@@ -429,6 +429,7 @@ def predict(
     tokens: Tokens,
     optimization: Optimization,
     *,
+    processes: int = 1,
     recompute: bool = False,
     peak: float | None = None,
     utilisation: float = ASSUMED_UTILISATION,
@@ -455,9 +456,9 @@ def predict(
         sample_bytes=bytes_per_sample(
             shapes, tokens, precision=precision, recompute=recompute, contrastive=optimization.contrastive
         ),
-        samples=micro,
+        samples=-(-micro // processes),
         operations=operations,
-        seconds=None if peak is None else total / (peak * utilisation),
+        seconds=None if peak is None else total / (peak * processes * utilisation),
         reserve_bytes=DEVICE_RESERVE_BYTES if gpu else 0.0,
     )
 
@@ -497,6 +498,7 @@ def check_fits(
     *,
     section: str,
     device: str,
+    processes: int = 1,
     recompute: bool = False,
     recomputed: Prediction | None = None,
 ) -> None:
@@ -510,8 +512,8 @@ def check_fits(
         Bytes of the device.
     optimization, section
         The recipe, and its section of the parameters, ``pretrain`` or ``tune``.
-    device
-        Its name.
+    device, processes
+        Its name, and how many like it share the run.
     recompute
         Whether activation checkpointing is on.
     recomputed
@@ -529,18 +531,18 @@ def check_fits(
     if not recompute and recomputed is not None and recomputed.most_samples(available) > 0:
         if recomputed.total_bytes <= available:
             advice.append(
-                f"set training.activation_checkpointing: true ({gib(recomputed.total_bytes)}, about 1.4 times the time)"
+                f"set training.activation_checkpointing: true ({gib(recomputed.total_bytes)}, about 1.5 times the time)"
             )
         best = prediction if prediction.most_samples(available) else recomputed
     fitting = best.most_samples(available)
     if fitting:
-        accumulation = -(-optimization.batch_size // (fitting))
+        accumulation = -(-optimization.batch_size // (fitting * processes))
         also = " with training.activation_checkpointing: true" if best is not prediction else ""
         advice.append(
             f"set {section}.accumulation: {accumulation} ({fitting} samples at a time{also}; contrastive negatives "
             "then come from each part of the batch)"
         )
-        advice.append(f"or set {section}.batch_size: {fitting * optimization.accumulation}{also}")
+        advice.append(f"or set {section}.batch_size: {fitting * processes * optimization.accumulation}{also}")
     if not fitting:
         advice.append("use a device with more memory")
     raise MedAlignError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medalign3d import files
 from medalign3d.errors import InputError
@@ -25,7 +26,6 @@ from medalign3d.training.data import TrainingData
 from medalign3d.training.distributed import Processes, launched_processes
 from medalign3d.training.loop import HistoryRow, pick_device, remove_scratch, train
 from medalign3d.training.processes import MODEL_MODULES, Job, run_jobs
-from medalign3d.training.recompute import recompute_activations
 
 SCRATCH = Path(".scratch")
 
@@ -62,9 +62,17 @@ def model_config(params: Params, language_model: str, auxiliary_targets: Sequenc
 
 
 def predict_needs(
-    params: Params, language_model: str, *, stage: str, device: Any, auxiliary_targets: Sequence[str] = ()
+    params: Params,
+    language_model: str,
+    *,
+    stage: str,
+    device: torch.device,
+    auxiliary_targets: Sequence[str] = (),
+    processes: int = 1,
 ) -> list[str]:
     """Lines that say what a run of a stage will need, from the models' configurations alone; no weight is read.
+
+    ``processes`` share the run, each on a device like ``device``.
 
     Raises
     ------
@@ -78,16 +86,23 @@ def predict_needs(
     config = model_config(params, language_model, auxiliary_targets)
     shapes = estimate.read_shapes(config, lora=config.lora if tuned else None)
     tokens = estimate.longest_tokens(config, shapes)
-    name, available = estimate.train_limits(device)
+    name, available = estimate.device_limits(device)
     peak = estimate.device_peak(name, optimization.precision)
     gpu = device.type == "cuda"
     recompute = params.training.activation_checkpointing
     predicted, recomputed = (
-        estimate.predict(shapes, tokens, optimization, recompute=twice, peak=peak, gpu=gpu)
+        estimate.predict(shapes, tokens, optimization, processes=processes, recompute=twice, peak=peak, gpu=gpu)
         for twice in (recompute, True)
     )
     estimate.check_fits(
-        predicted, available, optimization, section=stage, device=name, recompute=recompute, recomputed=recomputed
+        predicted,
+        available,
+        optimization,
+        section=stage,
+        device=name,
+        processes=processes,
+        recompute=recompute,
+        recomputed=recomputed,
     )
     return estimate.describe(predicted, shapes, name, available, optimization.steps)
 
@@ -153,7 +168,9 @@ def train_run(
         raise InputError("no pretrained run to tune", where=start, remedy="run `dvc repro pretrain` first")
     wanted = params.pretrain.auxiliary_weight > 0 or params.tune.auxiliary_weight > 0
     targets = data.auxiliary_names if wanted else ()
-    needs = predict_needs(params, language_model, stage=stage, device=device, auxiliary_targets=targets)
+    needs = predict_needs(
+        params, language_model, stage=stage, device=device, auxiliary_targets=targets, processes=processes.count
+    )
     if run == 0 and control is None and processes.first:
         print(f"{stage} {language_model}: " + "; ".join(needs), flush=True)
     if tuned:
@@ -162,8 +179,6 @@ def train_run(
     else:
         model = make_model(params, language_model, data, seed)
     model.to(device)
-    if params.training.activation_checkpointing:
-        recompute_activations(model)
     if params.training.compile and device.type == "cuda":
         from medalign3d.model.compilation import compile_blocks
 
