@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--lora", action="store_true", help="train adapters too")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute the vision blocks' activations")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute the frozen blocks' activations")
     parser.add_argument("--profile", action="store_true", help="print the operations of a step of the last batch size")
     parser.add_argument("--peak", type=float, help="the vendor's peak in TFLOP/s, for a second utilisation")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -97,7 +97,7 @@ def main() -> None:
                 axes.scatter(own[f"true_{truth}"], own[measured], s=8, label=f"SIM-{cohort}")
             low, high = kept[f"true_{truth}"].min(), kept[f"true_{truth}"].max()
             axes.plot([low, high], [low, high], color="0.6", linewidth=1)
-            axes.set(title=f"{title}, mL (simulated)", xlabel="true", ylabel="measured")
+            axes.set(title=f"{title}\n(simulated)", xlabel="true, mL", ylabel="measured, mL")
         axes.legend(fontsize=6)
         figure.savefig(arguments.picture, dpi=90)
 

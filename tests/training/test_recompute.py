@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from medalign3d.model.backbones import make_language_checkpoint
+from medalign3d.model.recompute import frozen_blocks, recompute_activations
 from medalign3d.params import Params
 from medalign3d.training import runs
 from medalign3d.training.data import TrainingData
-from medalign3d.training.recompute import frozen_blocks, recompute_activations
 
 
 @pytest.mark.parametrize("lora", [False, True])

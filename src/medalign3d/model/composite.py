@@ -34,6 +34,7 @@ from medalign3d.model.losses import (
     mean_over_processes,
     text_keys,
 )
+from medalign3d.model.recompute import recompute_activations
 from medalign3d.model.sub_volumes import SubVolumeEmbedding, resample_state
 from medalign3d.model.vision import FrozenVision
 
@@ -71,9 +72,7 @@ class MedAlign3D(nn.Module):
             "language": fingerprint(_state(language_model, "language")),
         }
         self.sub_volumes = SubVolumeEmbedding(config, vision.class_token)
-        self.vision = FrozenVision(
-            vision.blocks, vision.post_layernorm, config.feature_layers, config.activation_checkpointing
-        )
+        self.vision = FrozenVision(vision.blocks, vision.post_layernorm, config.feature_layers)
         self.alignq = AlignQ(
             vision.qformer,
             vision.text_embeddings,
@@ -99,6 +98,8 @@ class MedAlign3D(nn.Module):
         self.auxiliary_head: nn.Linear | None = None
         if config.auxiliary_targets:
             self.auxiliary_head = nn.Linear(self.alignq.hidden_size, len(config.auxiliary_targets))
+        if config.activation_checkpointing:
+            recompute_activations(self)
 
     # -- construction --------------------------------------------------------------------------------------------------
 

@@ -163,6 +163,7 @@ class ModelConfig:
                 target_modules=None if model.lora.target_modules is None else tuple(model.lora.target_modules),
             ),
             auxiliary_targets=tuple(auxiliary_targets),
+            activation_checkpointing=params.training.activation_checkpointing,
             dtype=params.pretrain.precision if dtype is None else dtype,
         )
 

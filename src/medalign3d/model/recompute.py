@@ -12,25 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from medalign3d.model.compilation import transformer_blocks
 
 _MARK = "_medalign3d_recomputed"
 
 
 def frozen_blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer blocks whose pretrained weights are frozen, outermost ones only; adapters may be in them."""
-    blocks: list[nn.Module] = []
+    """The transformer blocks whose pretrained weights are frozen; adapters may be in them."""
 
-    def visit(module: nn.Module) -> None:
-        for child in module.children():
-            own = [p for name, p in child.named_parameters() if "lora_" not in name]
-            if isinstance(child, GradientCheckpointingLayer) and own and not any(p.requires_grad for p in own):
-                blocks.append(child)
-            else:
-                visit(child)
+    def frozen(block: nn.Module) -> bool:
+        own = [p for name, p in block.named_parameters() if "lora_" not in name]
+        return bool(own) and not any(p.requires_grad for p in own)
 
-    visit(model)
-    return blocks
+    return [block for block in transformer_blocks(model) if frozen(block)]
 
 
 def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from medalign3d.errors import ParameterError
 
@@ -94,8 +93,6 @@ class FrozenVision(nn.Module):
         The layer norm after the blocks (trainable).
     feature_layers
         Depths whose features are combined, see :func:`resolve_layers`.
-    activation_checkpointing
-        Recompute activations in the backward pass: less memory, about 1.5 times the time.
     """
 
     def __init__(
@@ -103,7 +100,6 @@ class FrozenVision(nn.Module):
         blocks: nn.ModuleList,
         post_layernorm: nn.LayerNorm,
         feature_layers: Sequence[int],
-        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.taps = resolve_layers(feature_layers, len(blocks))
@@ -112,7 +108,6 @@ class FrozenVision(nn.Module):
         replace_attention(self.blocks)
         self.blocks.requires_grad_(False)
         self.post_layernorm = post_layernorm.requires_grad_(True)
-        self.activation_checkpointing = activation_checkpointing
         self.width = int(post_layernorm.normalized_shape[0])
         self.tap_weights = nn.Parameter(torch.zeros(len(self.taps))) if len(self.taps) > 1 else None
 
@@ -135,10 +130,7 @@ class FrozenVision(nn.Module):
                 block = self.blocks[depth - 1]
                 hidden = hidden.to(dtype)
                 with native_precision(hidden.device, dtype):
-                    if self.activation_checkpointing and torch.is_grad_enabled():
-                        hidden = checkpoint(block, hidden, use_reentrant=False)
-                    else:
-                        hidden = block(hidden)
+                    hidden = block(hidden)
             if depth in self.taps:
                 yield hidden
 

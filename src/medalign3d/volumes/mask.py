@@ -1,9 +1,9 @@
-"""The brain mask of a registered head: its own tissue and, half-way to the template's brain, the fluid around it.
+"""The brain mask of a registered head: its own tissue and the fluid around it.
 
 Tissue ends where the image says so. The fluid between tissue and skull is as dark as the skull, so the image does not
 say where the brain's cavity ends; but the mask should hold it, as the masks of stripped public images do, because
-atrophy is seen in it. The outline is therefore laid where the mean of two distances, to the head's own tissue and to
-the template's brain, reaches a fixed value.
+atrophy is seen in it. The outline is therefore laid where a weighted mean of two distances, to the head's own
+tissue and to the template's brain, reaches a fixed value.
 """
 
 from __future__ import annotations
